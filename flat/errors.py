@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -37,6 +37,20 @@ class Location:
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}:{self.column}"
+
+    def moved_into(self, source: str, offset: int | None, width: int = 1) -> Location:
+        """The place `offset` characters into the text `source` that starts here.
+
+        Only text that stands in the file as it is, on one line, can be followed; else this same place.
+        """
+        if offset is None or "\n" in source:
+            return self
+        column = self.column
+        if self.text and not self.text.startswith(source, column - 1):
+            if not self.text.startswith(source, column):  # a quoted scalar begins after its quote
+                return self
+            column += 1
+        return replace(self, column=column + offset, width=width)
 
     def snippet(self) -> str:
         """The source line with a caret below the place; empty when the line is not known."""
@@ -72,12 +86,32 @@ class Problem:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`did you mean "x"?` for the nearest known name, else a list of what exists, else nothing."""
     names = [str(k) for k in known]
-    if close := difflib.get_close_matches(str(name), names, n=1, cutoff=0.6):
-        return f'did you mean "{close[0]}"?'
+    if close := nearest(str(name), names):
+        return f'did you mean "{close}"?'
     if not names:
         return ""
     shown = ", ".join(sorted(names)[:12])
     return f"known: {shown}{', …' if len(names) > 12 else ''}"
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """The known name that was probably meant: one slip of the keyboard away, or else similar; or empty."""
+    slips = [k for k in known if abs(len(k) - len(name)) <= 1 and _one_slip(name.lower(), k.lower())]
+    if slips and (len(name) > 1 or len(slips) == 1):
+        return max(slips, key=lambda k: difflib.SequenceMatcher(None, name, k).ratio())
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return close[0] if close else ""
+
+
+def _one_slip(a: str, b: str) -> bool:
+    """Whether one inserted, missing, wrong or swapped character turns one text into the other."""
+    if len(a) > len(b):
+        a, b = b, a
+    start = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(a))
+    if len(a) < len(b):
+        return a[start:] == b[start + 1 :]
+    rest, other = a[start:], b[start:]
+    return rest[1:] == other[1:] or (rest[:2] == other[1::-1] and rest[2:] == other[2:])
 
 
 class FlatError(Exception):
@@ -127,16 +161,18 @@ class UnknownName(DefinitionError):
 class ExpressionError(DefinitionError):
     """A template or a condition that does not compile, or fails when it is evaluated.
 
-    `offset` is the 0-based place in the expression's own text where the trouble is, if known.
+    `offset` is the 0-based place in the expression's own text where the trouble is, if known;
+    `path` is the dotted path of the value that caused it (`context.n`), if one did.
     """
 
     exit_code = 1
 
     def __init__(
         self, message: str, *, source: str = "", offset: int | None = None, location: Location | None = None,
-        hint: str = "",
+        hint: str = "", path: str = "",
     ) -> None:
         self.message, self.source, self.offset, self.location, self.hint = message, source, offset, location, hint
+        self.path = path
         super().__init__(message)
 
     def __str__(self) -> str:
@@ -183,15 +219,19 @@ class ExecutionError(FlatError):
 
 
 class AgentFailed(ExecutionError):
-    """A model call failed. `code` is one of the fixed error codes; `retryable` says whether trying again may help."""
+    """A model call failed. `code` is one of the fixed error codes; `retryable` says whether trying again may help.
+
+    `rate_limit` is what the answer's headers told; `usage` is what was spent nevertheless (`agents.protocol.Usage`).
+    """
 
     def __init__(
         self, message: str, *, code: str = "server_error", retryable: bool = False, status_code: int | None = None,
-        retry_after: float | None = None, hint: str = "", **facts: Any,
+        retry_after: float | None = None, hint: str = "", rate_limit: Any = None, usage: Any = None, **facts: Any,
     ) -> None:
         super().__init__(message, **facts)
         self.code, self.retryable, self.status_code = code, retryable, status_code
         self.retry_after, self.hint = retry_after, hint
+        self.rate_limit, self.usage = rate_limit, usage
 
 
 class ToolFailed(ExecutionError):

@@ -1,1 +1,141 @@
+"""Stores: executions at rest.
 
+    store = open_store("sqlite:///runs.db")      # or "memory:", "file:runs/", "runs.db"
+
+`protocols.py` says what a store must do, and `flat.testing.stores` checks one of your own.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import parse_qsl, unquote
+
+from flat.backends.liveness import this_process
+from flat.backends.protocols import (
+    Birth,
+    CheckpointStore,
+    Commit,
+    Execution,
+    Head,
+    Lease,
+    Owner,
+    Signal,
+    Stored,
+)
+from flat.errors import BackendError, UnknownName
+
+if TYPE_CHECKING:
+    from flat.backends.files import FileStore
+    from flat.backends.memory import MemoryStore
+    from flat.backends.sqlite import SQLiteStore
+
+__all__ = [
+    "Birth",
+    "CheckpointStore",
+    "Commit",
+    "Execution",
+    "FileStore",
+    "Head",
+    "Lease",
+    "MemoryStore",
+    "Owner",
+    "SQLiteStore",
+    "Signal",
+    "Stored",
+    "open_store",
+    "this_process",
+]
+
+T = TypeVar("T")
+
+# Loaded when used: a run in memory should not pay for the import of a database.
+_HOMES = {"FileStore": "files", "MemoryStore": "memory", "SQLiteStore": "sqlite"}
+
+
+def __getattr__(name: str) -> Any:
+    if home := _HOMES.get(name):
+        return getattr(importlib.import_module(f"flat.backends.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def open_store(url: str) -> CheckpointStore:
+    """The store at a URL.
+
+    `memory:` · `sqlite:///relative.db` · `sqlite:////absolute.db` · `file:folder` · a path that ends in
+    `.db`, `.sqlite` or `.sqlite3`. Options follow a question mark: `sqlite:///runs.db?synchronous=FULL`,
+    `file:runs?fsync=true`.
+    """
+    scheme, colon, rest = url.partition(":")
+    # One letter before a colon is a drive.
+    if not colon or len(scheme) == 1 or any(mark in scheme for mark in "/\\."):
+        if url.endswith((".db", ".sqlite", ".sqlite3")):
+            return _open_sqlite(url, {})
+        raise UnknownName("store", url, [f"{name}:" for name in SCHEMES] + ["a path ending in .db"])
+    if scheme in LATER:
+        raise BackendError(
+            f'stores of kind "{scheme}" are not available in this version of flat; use one of {", ".join(SCHEMES)}'
+        )
+    if scheme not in SCHEMES:
+        raise UnknownName("kind of store", scheme, SCHEMES)
+    path, _, query = rest.partition("?")
+    return SCHEMES[scheme](unquote(path), dict(parse_qsl(query, keep_blank_values=True)))
+
+
+def _open_memory(path: str, options: dict[str, str]) -> CheckpointStore:
+    from flat.backends.memory import MemoryStore
+
+    if path.strip("/"):
+        raise BackendError(f"memory: takes no path; for one that is kept, write file:{path}")
+    _refuse_rest("memory", options)
+    return MemoryStore()
+
+
+def _open_file(path: str, options: dict[str, str]) -> CheckpointStore:
+    from flat.backends.files import FileStore
+
+    fsync = _choose("fsync", options.pop("fsync", "false"), {"true": True, "false": False})
+    _refuse_rest("file", options)
+    return FileStore(_path(path, "file:runs"), fsync=fsync)
+
+
+def _open_sqlite(path: str, options: dict[str, str]) -> CheckpointStore:
+    from flat.backends.sqlite import SQLiteStore
+    from flat.backends.sqlite_schema import Synchronous
+
+    levels: dict[str, Synchronous] = {"NORMAL": "NORMAL", "FULL": "FULL"}
+    synchronous = _choose("synchronous", options.pop("synchronous", "NORMAL").upper(), levels)
+    _refuse_rest("sqlite", options)
+    return SQLiteStore(_path(path, "sqlite:///runs.db"), synchronous)
+
+
+SCHEMES: dict[str, Callable[[str, dict[str, str]], CheckpointStore]] = {
+    "memory": _open_memory,
+    "file": _open_file,
+    "files": _open_file,
+    "sqlite": _open_sqlite,
+}
+LATER = ("redis", "postgresql", "postgres", "s3", "dynamodb")
+
+
+def _path(path: str, example: str) -> str:
+    # `sqlite:///a` is the relative path `a`, `sqlite:////a` the absolute `/a`; without `//` it is as it stands.
+    if path.startswith("//"):
+        host, slash, path = path[2:].partition("/")
+        if host or not slash:
+            raise BackendError(f'a store has no host, and "{host}" stands where one would; write {example}')
+    if not path:
+        raise BackendError(f"the URL names no path; write for example {example}")
+    return path
+
+
+def _choose(name: str, value: str, choices: dict[str, T]) -> T:
+    if value not in choices:
+        raise BackendError(f'the option {name} of a store is {" or ".join(choices)}, not "{value}"')
+    return choices[value]
+
+
+def _refuse_rest(scheme: str, options: dict[str, str]) -> None:
+    if options:
+        raise BackendError(f"a {scheme} store has no option {', '.join(options)}")

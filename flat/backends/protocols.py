@@ -100,6 +100,8 @@ class Commit:
     """Signals sent by this commit (an id that exists already is not sent again)."""
     births: Sequence[Birth] = ()
     """Executions started by this commit (an id that exists already is not started again)."""
+    release: bool = False
+    """Give the lease back in the same transaction: parking costs one write, not two."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

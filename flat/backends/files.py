@@ -1,0 +1,457 @@
+"""A store in a folder that people can look into, for one machine and any number of its processes.
+
+Each execution has a folder with one append-only journal (`journal.py`): its birth, who acquired it, and its
+commits. The journal is the only truth; what is known of an execution is read from it and kept in memory up to
+the size the file had. One lock file guards all writes, so a commit is: lock, see whether the file has grown,
+append. Nobody can slip in a commit unseen, which is what makes the fencing token and the number hold.
+
+A commit that also consumes or sends signals or starts executions touches other files. It first notes its
+*intent*, then appends its record, which is the moment at which it counts, then moves the staged files to
+their places. Whoever takes the lock after a crash in between finishes what the record says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import orjson
+from anyio.lowlevel import checkpoint
+
+from flat.backends.checks import CANCELLED, check_birth, check_commit, check_signal, check_text, is_plain
+from flat.backends.folder import Lock, explain, safe_name, stage, sync_folder, write_whole
+from flat.backends.journal import Journals, Known, Record, pack, unpack
+from flat.backends.liveness import describe, may_take_over
+from flat.backends.protocols import Birth, Commit, Execution, Lease, Owner, Signal, Stored
+from flat.errors import BackendError, ExecutionBusy, ExecutionNotFound, FlatError, StaleSnapshot
+
+FORMAT = b"flat file store 1\n"
+PARTS = ("executions", "signals", "blobs", "configs", "owners", "cancels", "intents")
+COMMITS_PER_TURN = 64
+"""Commits do not yield, save once in this many: heartbeats must get their turn."""
+
+
+class FileStore:
+    """A durable store in a folder: `FileStore("runs")`; with `fsync=True` every commit waits for the disk."""
+
+    def __init__(self, folder: str | PathLike[str], *, fsync: bool = False) -> None:
+        self.root, self.fsync = Path(folder), fsync
+        self._journals = Journals(fsync=fsync)
+        self._tick = 0
+        self._commits = 0
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._lock = Lock(self.root / "lock")
+        except (OSError, ValueError) as error:
+            failure = error if isinstance(error, OSError) else OSError(str(error))
+            raise explain(failure, self.root, "opening it") from error
+        try:
+            with self._writing("opening it", settle=False):
+                self._prepare()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def __repr__(self) -> str:
+        return f"FileStore({str(self.root)!r}, fsync={self.fsync})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        self._lock.close()
+
+    def _prepare(self) -> None:
+        mark = self.root / "format"
+        if mark.exists():
+            if (found := mark.read_bytes()) != FORMAT:
+                raise BackendError(
+                    f"{self.root} holds {found[:40]!r}, this version of flat writes {FORMAT!r}; "
+                    "use the version of flat that wrote it, or another folder"
+                )
+        elif others := {entry.name for entry in self.root.iterdir()} - {"lock", "format.tmp", *PARTS}:
+            shown = ", ".join(sorted(others)[:4])
+            raise BackendError(f"{self.root} holds other files ({shown}); give the store its own folder")
+        for part in PARTS:
+            (self.root / part).mkdir(exist_ok=True)
+        if not mark.exists():
+            write_whole(mark, FORMAT, sync=self.fsync)
+
+    @contextlib.contextmanager
+    def _writing(self, doing: str, *, settle: bool = True) -> Iterator[None]:
+        """Hold the lock, after finishing what a crashed process began; explain errors of the file system."""
+        with self._explained(doing), self._lock:
+            if settle:
+                self._finish_intents()
+            yield
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Read without the lock, unless a commit is half moved into place."""
+        with self._explained("reading"):
+            with os.scandir(self.root / "intents") as found:
+                unfinished = any(not entry.name.endswith(".tmp") for entry in found)
+            if unfinished:
+                with self._lock:
+                    self._finish_intents()
+            yield
+
+    @contextlib.contextmanager
+    def _explained(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise explain(error, self.root, doing) from error
+
+    def _next_tick(self) -> int:
+        """A number that grows: the order of births and of signals."""
+        self._tick = max(self._tick + 1, time.time_ns())
+        return self._tick
+
+    # The journal of one execution
+
+    def _folder(self, execution_id: str) -> Path:
+        check_text("execution_id", execution_id)
+        return self.root / "executions" / safe_name(execution_id)
+
+    # Commits
+
+    async def commit(self, commit: Commit) -> None:
+        self._commits += 1
+        if self._commits % COMMITS_PER_TURN == 0:
+            await checkpoint()
+        lease, seq = commit.lease, commit.seq
+        with self._writing(f"storing commit {seq}"):
+            folder = self._folder(lease.execution_id)
+            known = self._journals.look(folder)
+            execution = known.execution if known else None
+            if (
+                known is None
+                or execution is None
+                or (execution.token, execution.seq) != (lease.token, seq - 1)
+            ):
+                raise StaleSnapshot(lease.execution_id, seq)
+            if is_plain(commit):
+                facts = {"seq": seq, "at": commit.at, "base": commit.base}
+                self._journals.append(folder, known, "commit", facts, [commit.body])
+                return
+            check_commit(commit)
+            if len(set(commit.consume)) != len(commit.consume) or not all(
+                self._signal_path(signal_id).exists() for signal_id in commit.consume
+            ):
+                raise StaleSnapshot(lease.execution_id, seq)
+            for digest, blob in commit.blobs.items():
+                self._keep("blobs", digest, blob)
+            self._commit_all(folder, known, self._record(commit))
+            if commit.head is not None and commit.head.status == CANCELLED:
+                (self.root / "cancels" / folder.name).unlink(missing_ok=True)
+
+    def _record(self, commit: Commit) -> Record:
+        facts: dict[str, Any] = {
+            "log": len(commit.log),
+            "consume": list(commit.consume),
+            "send": [self._signal_facts(signal) for signal in commit.send],
+            "births": [self._birth_facts(birth.execution) for birth in commit.births],
+            "head": commit.head and asdict(commit.head),
+            "release": commit.release,
+        }
+        facts = {key: value for key, value in facts.items() if value}
+        facts |= {"seq": commit.seq, "at": commit.at, "base": commit.base}
+        sent, born = (signal.body for signal in commit.send), (birth.body for birth in commit.births)
+        return Record("commit", facts, [commit.body, *commit.log, *sent, *born], 0)
+
+    def _commit_all(self, folder: Path, known: Known, record: Record) -> None:
+        facts = record.facts
+        if not facts.keys() & {"consume", "send", "births"}:
+            self._journals.append(folder, known, record.kind, facts, record.chunks)
+            return
+        intent = self.root / "intents" / folder.name
+        staged: dict[Path, Path] = {}
+        try:
+            self._stage(record, staged)
+            write_whole(intent, b"%d" % facts["seq"], sync=self.fsync)
+            self._journals.append(folder, known, record.kind, facts, record.chunks)
+        except BaseException:
+            for temporary in staged.values():
+                temporary.unlink(missing_ok=True)
+            intent.unlink(missing_ok=True)
+            raise
+        self._publish(record, staged)
+        intent.unlink()
+
+    def _stage(self, record: Record, staged: dict[Path, Path]) -> None:
+        """Write the signals and executions of a commit next to where they will be."""
+        facts = record.facts
+        bodies = iter(record.chunks[1 + facts.get("log", 0) :])
+        for signal in facts.get("send", ()):
+            path, data = self._signal_path(signal["signal_id"]), pack("signal", signal, [next(bodies)])
+            if path not in staged and not path.exists():
+                staged[path] = stage(path, data, sync=self.fsync)
+        for birth in facts.get("births", ()):
+            folder, data = (
+                self._folder(birth["columns"]["execution_id"]),
+                pack("birth", birth, [next(bodies)]),
+            )
+            path = folder / "journal"
+            if path not in staged and not path.exists():
+                folder.mkdir(exist_ok=True)
+                staged[path] = stage(path, data, sync=self.fsync)
+
+    def _publish(self, record: Record, staged: Mapping[Path, Path]) -> None:
+        for path, temporary in staged.items():
+            os.replace(temporary, path)
+            if self.fsync:
+                sync_folder(path.parent)
+        for signal_id in record.facts.get("consume", ()):
+            self._signal_path(signal_id).unlink(missing_ok=True)
+
+    def _finish_intents(self) -> None:
+        with os.scandir(self.root / "intents") as found:
+            names = [entry.name for entry in found if not entry.name.endswith(".tmp")]
+        for name in names:
+            folder, intent = self.root / "executions" / name, self.root / "intents" / name
+            try:
+                records, seq = self._journals.records(folder), int(intent.read_bytes())
+            except FlatError:
+                # A damaged journal is for whoever asks for that execution, not for everybody.
+                continue
+            for record in records:
+                if record.kind == "commit" and record.facts["seq"] == seq:
+                    staged: dict[Path, Path] = {}
+                    self._stage(record, staged)
+                    self._publish(record, staged)
+            intent.unlink()
+
+    # Births and leases
+
+    async def create(self, birth: Birth) -> bool:
+        check_birth(birth)
+        with self._writing("creating an execution"):
+            folder = self._folder(birth.execution.execution_id)
+            if (folder / "journal").exists():
+                return False
+            folder.mkdir(exist_ok=True)
+            data = pack("birth", self._birth_facts(birth.execution), [birth.body])
+            write_whole(folder / "journal", data, sync=self.fsync)
+            if self.fsync:
+                sync_folder(folder.parent)
+            return True
+
+    def _birth_facts(self, execution: Execution) -> dict[str, Any]:
+        # The random part makes the header of the journal, which names it, differ from any earlier one's.
+        columns = asdict(replace(execution, seq=0, owner=None, token=self._floor()))
+        return {"columns": columns, "born": self._next_tick(), "random": os.urandom(8).hex()}
+
+    def _floor(self) -> int:
+        """Above every token ever given to an execution that was deleted since."""
+        try:
+            return int((self.root / "owners" / "floor~").read_bytes())
+        except FileNotFoundError:
+            return 0
+
+    async def acquire(self, execution_id: str, owner: Owner, *, now: float, ttl: float) -> Lease:
+        with self._writing("acquiring an execution"):
+            folder = self._folder(execution_id)
+            known = self._journals.look(folder)
+            if known is None or known.execution is None:
+                raise ExecutionNotFound(execution_id)
+            current = known.execution.owner
+            if current not in (None, owner.owner) and (beat := self._heartbeat_of(current or "")):
+                holder, seen, kept_for = beat
+                if not may_take_over(holder, seen=seen, ttl=kept_for, now=now):
+                    left = f"its lease ends in {seen + kept_for - now:.0f} s unless it is kept up"
+                    raise ExecutionBusy(execution_id, describe(holder), left)
+            self._beat(owner, now, ttl)
+            token = known.execution.token + 1
+            self._journals.append(folder, known, "acquire", {"owner": owner.owner, "token": token})
+        return Lease(execution_id=execution_id, owner=owner.owner, token=token)
+
+    def _heartbeat_of(self, owner: str) -> tuple[Owner, float, float] | None:
+        try:
+            facts = orjson.loads((self.root / "owners" / safe_name(owner)).read_bytes())
+        except FileNotFoundError:
+            return None
+        return Owner(**facts["owner"]), facts["seen"], facts["ttl"]
+
+    def _beat(self, owner: Owner, now: float, ttl: float) -> None:
+        check_text("owner", owner.owner)
+        facts = {"owner": asdict(owner), "seen": now, "ttl": ttl}
+        write_whole(self.root / "owners" / safe_name(owner.owner), orjson.dumps(facts), sync=False)
+
+    async def heartbeat(self, owner: Owner, *, now: float, ttl: float) -> None:
+        with self._writing("sending a heartbeat"):
+            self._beat(owner, now, ttl)
+
+    async def release(self, lease: Lease) -> None:
+        with self._writing("releasing an execution"):
+            folder = self._folder(lease.execution_id)
+            known = self._journals.look(folder)
+            if known is not None and known.execution is not None and known.execution.token == lease.token:
+                self._journals.append(folder, known, "release", {})
+
+    async def request_cancel(self, execution_id: str) -> bool:
+        with self._writing("requesting a cancellation"):
+            folder = self._folder(execution_id)
+            if self._journals.look(folder) is None:
+                return False
+            write_whole(self.root / "cancels" / folder.name, b"", sync=self.fsync)
+            return True
+
+    async def cancel_requested(self, owner: str) -> Sequence[str]:
+        with self._reading():
+            names = sorted(name for name in os.listdir(self.root / "cancels") if not name.endswith(".tmp"))
+            found = [self._journals.look(self.root / "executions" / name) for name in names]
+        executions = [known.execution for known in found if known is not None]
+        return [execution.execution_id for execution in executions if execution and execution.owner == owner]
+
+    async def delete(self, execution_id: str) -> bool:
+        with self._writing("deleting an execution"):
+            folder = self._folder(execution_id)
+            known = self._journals.look(folder)
+            if known is None or known.execution is None:
+                return False
+            floor = max(self._floor(), known.execution.token + 1)
+            write_whole(self.root / "owners" / "floor~", b"%d" % floor, sync=self.fsync)
+            self._journals.append(folder, known, "delete", {})
+            (self.root / "cancels" / folder.name).unlink(missing_ok=True)
+            shutil.rmtree(folder)
+            self._journals.forget(folder)
+            return True
+
+    # Reading
+
+    async def get(self, execution_id: str) -> Execution | None:
+        with self._reading():
+            known = self._journals.look(self._folder(execution_id))
+        return known.execution if known else None
+
+    async def load(self, execution_id: str, *, at: int | None = None) -> Stored | None:
+        folder = self._folder(execution_id)
+        with self._reading():
+            records, known = self._journals.records(folder), self._journals.look(folder)
+        if known is None or known.execution is None:
+            return None
+        execution = known.execution
+        wanted = execution.seq if at is None else at
+        if not 0 <= wanted <= execution.seq:
+            return None
+        bodies: list[tuple[int, bytes]] = []
+        log: list[bytes] = []
+        for seq, base, record in _bodies(records):
+            if seq > wanted:
+                break
+            if base:
+                bodies.clear()
+            bodies.append((seq, record.chunks[0]))
+            log.extend(record.chunks[1 : 1 + record.facts.get("log", 0)])
+        return Stored(execution=execution, bodies=bodies, log=log)
+
+    async def bodies(self, execution_id: str) -> Sequence[tuple[int, bool, bytes]]:
+        with self._reading():
+            records = self._journals.records(self._folder(execution_id))
+        return [(seq, base, record.chunks[0]) for seq, base, record in _bodies(records)]
+
+    async def find(
+        self, *, status: str | None = None, channel: str | None = None, due: float | None = None,
+        parent: str | None = None, limit: int | None = None,
+    ) -> AsyncIterator[Execution]:  # fmt: skip
+        with self._reading():
+            looked = [
+                self._journals.look(self.root / "executions" / name)
+                for name in os.listdir(self.root / "executions")
+            ]
+        matching = [
+            (known.born, known.execution)
+            for known in looked
+            if known is not None
+            and (execution := known.execution) is not None
+            and (status is None or execution.status == status)
+            and (channel is None or channel in execution.channels)
+            and (due is None or (execution.wake_at is not None and execution.wake_at <= due))
+            and (parent is None or execution.parent == parent)
+        ]
+        matching.sort(key=lambda pair: pair[0], reverse=True)
+        for _, execution in matching[:limit]:
+            if execution is not None:
+                yield execution
+
+    # Signals, configs, blobs
+
+    def _signal_path(self, signal_id: str) -> Path:
+        return self.root / "signals" / safe_name(signal_id)
+
+    def _signal_facts(self, signal: Signal) -> dict[str, Any]:
+        return {
+            "signal_id": signal.signal_id,
+            "channel": signal.channel,
+            "created_at": signal.created_at,
+            "tick": self._next_tick(),
+        }
+
+    async def send(self, signal: Signal) -> bool:
+        check_signal(signal)
+        with self._writing("sending a signal"):
+            path = self._signal_path(signal.signal_id)
+            if path.exists():
+                return False
+            write_whole(path, pack("signal", self._signal_facts(signal), [signal.body]), sync=self.fsync)
+            return True
+
+    async def signals(self, channel: str | None = None, *, limit: int | None = None) -> Sequence[Signal]:
+        found: list[tuple[int, Signal]] = []
+        with self._reading():
+            for name in os.listdir(self.root / "signals"):
+                if name.endswith(".tmp"):
+                    continue
+                path = self.root / "signals" / name
+                # One that goes away under our eyes was consumed.
+                with contextlib.suppress(FileNotFoundError):
+                    for record in unpack(path.read_bytes(), str(path)):
+                        tick = record.facts.pop("tick")
+                        if channel in (None, record.facts["channel"]):
+                            found.append((tick, Signal(**record.facts, body=record.chunks[0])))
+        found.sort(key=lambda pair: pair[0])
+        return [signal for _, signal in found[:limit]]
+
+    def _keep(self, part: str, digest: str, data: bytes) -> None:
+        path = self.root / part / safe_name(digest)
+        if not path.exists():
+            write_whole(path, data, sync=self.fsync)
+
+    def _fetch(self, part: str, digest: str) -> bytes | None:
+        with self._reading():
+            try:
+                return (self.root / part / safe_name(digest)).read_bytes()
+            except FileNotFoundError:
+                return None
+
+    async def put_config(self, digest: str, text: bytes) -> None:
+        with self._writing("storing a config"):
+            self._keep("configs", digest, text)
+
+    async def get_config(self, digest: str) -> bytes | None:
+        return self._fetch("configs", digest)
+
+    async def get_blob(self, digest: str) -> bytes | None:
+        return self._fetch("blobs", digest)
+
+
+def _bodies(records: Sequence[Record]) -> Iterator[tuple[int, bool, Record]]:
+    for record in records:
+        if record.kind == "birth":
+            yield 0, True, record
+        elif record.kind == "commit":
+            yield record.facts["seq"], bool(record.facts.get("base")), record

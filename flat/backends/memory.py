@@ -1,0 +1,229 @@
+"""A store in this process's memory, for tests and for runs that need not outlive the process.
+
+Nothing in here awaits, so every method is one uninterrupted step: checking first and writing last makes a
+commit atomic. Each `MemoryStore` is a world of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Self
+
+from flat.backends.checks import CANCELLED, check_birth, check_commit, check_signal, check_text, is_plain
+from flat.backends.liveness import describe, may_take_over
+from flat.backends.protocols import Birth, Commit, Execution, Lease, Owner, Signal, Stored
+from flat.errors import ExecutionBusy, ExecutionNotFound, StaleSnapshot
+
+
+@dataclass(slots=True)
+class _Row:
+    columns: Execution
+    """All columns as they were when the head last changed; owner, token, seq and updated_at live below."""
+    number: int
+    token: int
+    updated_at: float
+    bodies: list[tuple[bool, bytes]]
+    owner: str | None = None
+    cancel: bool = False
+    log: list[tuple[int, bytes]] = field(default_factory=list)
+
+    def execution(self) -> Execution:
+        return replace(
+            self.columns,
+            seq=len(self.bodies) - 1,
+            updated_at=self.updated_at,
+            owner=self.owner,
+            token=self.token,
+        )
+
+
+class MemoryStore:
+    """A store that ends with the process: `MemoryStore()`."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, _Row] = {}
+        self._numbers = 0
+        self._floor = 0
+        self._owners: dict[str, tuple[Owner, float, float]] = {}
+        self._waiting: dict[str, set[str]] = {}
+        self._signals: dict[str, Signal] = {}
+        self._blobs: dict[str, bytes] = {}
+        self._configs: dict[str, bytes] = {}
+
+    def __repr__(self) -> str:
+        return f"MemoryStore({len(self._rows)} executions)"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Nothing to close: what is stored lives as long as this object."""
+
+    async def commit(self, commit: Commit) -> None:
+        lease, seq = commit.lease, commit.seq
+        row = self._rows.get(lease.execution_id)
+        if row is None or row.token != lease.token or seq != len(row.bodies):
+            raise StaleSnapshot(lease.execution_id, seq)
+        if not is_plain(commit):
+            check_commit(commit)
+            if len({*commit.consume} & self._signals.keys()) != len(commit.consume):
+                raise StaleSnapshot(lease.execution_id, seq)
+            self._write_rest(row, commit)
+        row.bodies.append((commit.base, commit.body))
+        row.updated_at = commit.at
+
+    def _write_rest(self, row: _Row, commit: Commit) -> None:
+        for signal_id in commit.consume:
+            del self._signals[signal_id]
+        row.log.extend((commit.seq, line) for line in commit.log)
+        for digest, blob in commit.blobs.items():
+            self._blobs.setdefault(digest, blob)
+        for signal in commit.send:
+            self._signals.setdefault(signal.signal_id, signal)
+        for birth in commit.births:
+            self._insert(birth)
+        if (head := commit.head) is not None:
+            self._set_channels(row.columns.execution_id, row.columns.channels, head.channels)
+            row.columns = replace(
+                row.columns, status=head.status, wake_at=head.wake_at, channels=tuple(head.channels)
+            )
+            row.cancel = row.cancel and head.status != CANCELLED
+        if commit.release:
+            row.owner, row.token = None, row.token + 1
+
+    def _set_channels(self, execution_id: str, old: Sequence[str], new: Sequence[str]) -> None:
+        for channel in old:
+            waiting = self._waiting.get(channel, set())
+            waiting.discard(execution_id)
+            if not waiting:
+                self._waiting.pop(channel, None)
+        for channel in new:
+            self._waiting.setdefault(channel, set()).add(execution_id)
+
+    async def create(self, birth: Birth) -> bool:
+        check_birth(birth)
+        return self._insert(birth)
+
+    def _insert(self, birth: Birth) -> bool:
+        new = birth.execution
+        if new.execution_id in self._rows:
+            return False
+        self._numbers += 1
+        self._rows[new.execution_id] = _Row(
+            columns=replace(new, channels=tuple(new.channels)), number=self._numbers, token=self._floor,
+            updated_at=new.updated_at, bodies=[(True, birth.body)],
+        )  # fmt: skip
+        self._set_channels(new.execution_id, (), new.channels)
+        return True
+
+    async def acquire(self, execution_id: str, owner: Owner, *, now: float, ttl: float) -> Lease:
+        row = self._rows.get(execution_id)
+        if row is None:
+            raise ExecutionNotFound(execution_id)
+        if row.owner not in (None, owner.owner) and (known := self._owners.get(row.owner or "")):
+            holder, seen, kept_for = known
+            if not may_take_over(holder, seen=seen, ttl=kept_for, now=now):
+                left = f"its lease ends in {seen + kept_for - now:.0f} s unless it is kept up"
+                raise ExecutionBusy(execution_id, describe(holder), left)
+        row.owner, row.token = owner.owner, row.token + 1
+        self._owners[owner.owner] = (owner, now, ttl)
+        return Lease(execution_id=execution_id, owner=owner.owner, token=row.token)
+
+    async def heartbeat(self, owner: Owner, *, now: float, ttl: float) -> None:
+        self._owners[owner.owner] = (owner, now, ttl)
+
+    async def release(self, lease: Lease) -> None:
+        row = self._rows.get(lease.execution_id)
+        if row is not None and row.token == lease.token:
+            row.owner, row.token = None, row.token + 1
+
+    async def request_cancel(self, execution_id: str) -> bool:
+        row = self._rows.get(execution_id)
+        if row is None:
+            return False
+        row.cancel = True
+        return True
+
+    async def cancel_requested(self, owner: str) -> Sequence[str]:
+        return [name for name, row in self._rows.items() if row.cancel and row.owner == owner]
+
+    async def delete(self, execution_id: str) -> bool:
+        row = self._rows.pop(execution_id, None)
+        if row is None:
+            return False
+        # An execution born later under this id starts above every token that was ever given out.
+        self._floor = max(self._floor, row.token + 1)
+        self._set_channels(execution_id, row.columns.channels, ())
+        return True
+
+    async def get(self, execution_id: str) -> Execution | None:
+        check_text("execution_id", execution_id)
+        row = self._rows.get(execution_id)
+        return row.execution() if row else None
+
+    async def load(self, execution_id: str, *, at: int | None = None) -> Stored | None:
+        row = self._rows.get(execution_id)
+        if row is None:
+            return None
+        wanted = len(row.bodies) - 1 if at is None else at
+        if not 0 <= wanted < len(row.bodies):
+            return None
+        start = next(seq for seq in range(wanted, -1, -1) if row.bodies[seq][0])
+        return Stored(
+            execution=row.execution(),
+            bodies=[(seq, row.bodies[seq][1]) for seq in range(start, wanted + 1)],
+            log=[line for seq, line in row.log if seq <= wanted],
+        )
+
+    async def bodies(self, execution_id: str) -> Sequence[tuple[int, bool, bytes]]:
+        row = self._rows.get(execution_id)
+        return [(seq, base, body) for seq, (base, body) in enumerate(row.bodies)] if row else []
+
+    async def find(
+        self, *, status: str | None = None, channel: str | None = None, due: float | None = None,
+        parent: str | None = None, limit: int | None = None,
+    ) -> AsyncIterator[Execution]:  # fmt: skip
+        if channel is None:
+            candidates = list(reversed(self._rows.values()))
+        else:
+            found = [self._rows[name] for name in self._waiting.get(channel, ())]
+            candidates = sorted(found, key=lambda row: row.number, reverse=True)
+        left = -1 if limit is None else limit
+        for row in candidates:
+            if left == 0:
+                return
+            columns = row.columns
+            if (
+                (status is None or columns.status == status)
+                and (due is None or (columns.wake_at is not None and columns.wake_at <= due))
+                and (parent is None or columns.parent == parent)
+            ):
+                left -= 1
+                yield row.execution()
+
+    async def send(self, signal: Signal) -> bool:
+        check_signal(signal)
+        if signal.signal_id in self._signals:
+            return False
+        self._signals[signal.signal_id] = signal
+        return True
+
+    async def signals(self, channel: str | None = None, *, limit: int | None = None) -> Sequence[Signal]:
+        found = [signal for signal in self._signals.values() if channel in (None, signal.channel)]
+        return found if limit is None else found[:limit]
+
+    async def put_config(self, digest: str, text: bytes) -> None:
+        self._configs.setdefault(digest, text)
+
+    async def get_config(self, digest: str) -> bytes | None:
+        return self._configs.get(digest)
+
+    async def get_blob(self, digest: str) -> bytes | None:
+        return self._blobs.get(digest)

@@ -1,0 +1,384 @@
+"""The interpreter: one event in, the next snapshot and the effects to perform out. Pure.
+
+Theory of operation. A `Turn` is a private, mutable working copy of one instance. The event is given to the
+op at the cursor; its answer moves the cursor, and ops run one after another until one of them blocks on
+effects, the instance ends, or a limit stops it. So pure work (conditions, assignments, transitions) never
+makes a snapshot of its own: it is part of the one that the next effect, or the end, calls for.
+
+An event for an effect that is not pending is refused before anything changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from flat.core.effects import AwaitSignal, Effect, RunHook, Sleep, instance_of
+from flat.core.events import Cancelled, Done, Doubted, Event, Failed, Resumed, Spent, Started
+from flat.core.failure import Failure, error_target, failure_of
+from flat.core.hookref import HookRefs
+from flat.core.op import UNSET, Answer, Block, End, Goto, Next, Raise
+from flat.core.program import END, START, Node, Program
+from flat.core.snapshot import FINISHED, ROOT, Instance, Snapshot, Status
+from flat.errors import FlatError
+
+ERROR_HOOK = "error"
+VIRTUAL = frozenset({START, END})
+FUSE = 100_000
+"""How many ops may run without an effect before the turn is stopped as an endless loop."""
+
+
+class Advance(NamedTuple):
+    """What one event led to. `path` lists the nodes that were entered and left, for observers."""
+
+    snapshot: Snapshot
+    effects: tuple[Effect, ...]
+    path: tuple[tuple[str, str, int], ...]
+    """`("enter" | "leave", node, step)` in order."""
+
+
+class UnexpectedEvent(FlatError):
+    """An event that the snapshot is not waiting for. The snapshot is unchanged."""
+
+
+def begin(
+    program: Program, execution_id: str, event: Started, *, max_steps: int | None, max_agent_calls: int | None,
+    parent: str | None = None, depth: int = 0,
+) -> Snapshot:
+    """The snapshot of an execution that has not entered any node."""  # fmt: skip
+    context = program.context.render({"input": event.input})
+    root = Instance(ROOT, program.entry, "", 0, context)
+    return Snapshot(
+        execution_id, "running", 0, {ROOT: root}, Spent(), max_steps, max_agent_calls, event.at, event.at,
+        parent=parent, depth=depth,
+    )  # fmt: skip
+
+
+def advance(program: Program, snapshot: Snapshot, event: Event) -> Advance:
+    """The next snapshot, and what to do about it."""
+    if isinstance(event, (Done, Failed)):
+        instance = snapshot.instances.get(instance_of(event.effect_id))
+        if instance is None or event.effect_id not in instance.pending:
+            raise UnexpectedEvent(f'effect "{event.effect_id}" is not pending in execution "{snapshot.execution_id}"')
+        turn = Turn(program, snapshot, instance, event.at)
+        turn.answer(event)
+        return turn.close()
+    if snapshot.status in FINISHED:
+        raise UnexpectedEvent(f'execution "{snapshot.execution_id}" is {snapshot.status}')
+    if isinstance(event, Cancelled):
+        return Advance(stopped(snapshot, "cancelled", event.reason, event.at), (), ())
+    if isinstance(event, Doubted):
+        return Advance(stopped(snapshot, "in_doubt", ", ".join(event.effect_ids), event.at), (), ())
+    if isinstance(event, Resumed):
+        snapshot = _with_limits(snapshot, event)
+    return _continued(program, snapshot, event.at)
+
+
+def _continued(program: Program, snapshot: Snapshot, at: float) -> Advance:
+    """Take every instance up where it stands: enter its node, or ask again for what is pending."""
+    effects: tuple[Effect, ...] = ()
+    path: tuple[tuple[str, str, int], ...] = ()
+    for instance in tuple(snapshot.instances.values()):
+        if instance.children or instance.suspended:
+            continue
+        turn = Turn(program, snapshot, instance, at)
+        turn.take_up()
+        snapshot, more, steps = turn.close()
+        effects += more
+        path += steps
+    return Advance(snapshot, effects, path)
+
+
+def _with_limits(snapshot: Snapshot, event: Resumed) -> Snapshot:
+    return replace(
+        snapshot, status="running", reason="",
+        max_steps=snapshot.max_steps if event.max_steps is None else event.max_steps,
+        max_agent_calls=snapshot.max_agent_calls if event.max_agent_calls is None else event.max_agent_calls,
+    )  # fmt: skip
+
+
+def stopped(snapshot: Snapshot, status: Status, reason: str, at: float) -> Snapshot:
+    """The snapshot as it stands, with another status. What was pending stays named."""
+    return replace(snapshot, status=status, reason=reason, at=at)
+
+
+class Turn:
+    """The working copy of one instance while an event is handled; what an op sees as its `View`."""
+
+    __slots__ = (
+        "_changes", "_op", "at", "context", "deadline", "effects", "failure", "instance", "local", "node", "output",
+        "path", "pending", "program", "reason", "result", "scope", "snapshot", "spec", "spent", "status", "step",
+        "steps",
+    )  # fmt: skip
+
+    def __init__(self, program: Program, snapshot: Snapshot, instance: Instance, at: float) -> None:
+        self.program, self.snapshot, self.instance, self.at = program, snapshot, instance, at
+        self.node = instance.node
+        self._op = instance.op
+        self.step = instance.step
+        self.output = instance.output
+        self.local = instance.local
+        self.pending = instance.pending
+        self.deadline = instance.deadline
+        self.steps = snapshot.steps
+        self.spent = snapshot.spent
+        self.status: Status = "running"
+        self.reason = ""
+        self.failure: Failure | None = None
+        self.result: Any = snapshot.output
+        self.effects: tuple[Effect, ...] = ()
+        self.path: list[tuple[str, str, int]] = []
+        self.set_context(instance.context)
+
+    # -- what an op may see ---------------------------------------------------
+
+    @property
+    def execution_id(self) -> str:
+        return self.snapshot.execution_id
+
+    @property
+    def hooks(self) -> HookRefs:
+        node = self.program.nodes[self.node]
+        return self.program.lifecycle if self.node in VIRTUAL else node.hooks
+
+    def effect_id(self, key: str, suffix: str = "") -> str:
+        if suffix:
+            return f"{self.instance.id}/{self.step}/{key}.{suffix}"
+        return f"{self.instance.id}/{self.step}/{key}"
+
+    def spend(self, spent: Spent) -> None:
+        self.spent = self.spent.plus(spent)
+
+    def set_context(self, context: Mapping[str, Any]) -> None:
+        self.context = context
+        seen = {**context, "machine": self.machine()} if self.program.uses_machine else context
+        self.scope = {"context": seen, "input": seen, "output": self.output}
+
+    def machine(self) -> dict[str, Any]:
+        """What configuration reads as `context.machine`."""
+        return machine_facts(self.program, self.snapshot, self.node, self.step, self.spent)
+
+    # -- the interpreter --------------------------------------------------------
+
+    def take_up(self) -> None:
+        """Enter the node, or start the op in progress again: it asks for what is still unanswered."""
+        if not self._op:
+            self.enter(self.node)
+            return
+        node = self.program.nodes.get(self.node)
+        at = node.index(self._op) if node else -1
+        if node is None or (at < 0 and self._op != ERROR_HOOK):
+            self.fail(Failure(type="IncompatibleSnapshot", message=f'the program has no op "{self.node}/{self._op}"'))
+        elif self._op == ERROR_HOOK:
+            self.apply(self.ask_error_hook(self.local))
+        else:
+            self.run(node, at)
+
+    def answer(self, event: Done | Failed) -> None:
+        """Give the event to the op that asked, and go on."""
+        node = self.program.nodes[self.node]
+        self.pending = tuple(p for p in self.pending if p != event.effect_id)
+        if isinstance(event, Failed) and event.usage is not None:
+            self.spend(event.usage)
+        if self._op == ERROR_HOOK:
+            self.after_error_hook(event)
+            return
+        at = node.index(self._op)
+        try:
+            answer = node.ops[at].resume(self, event)
+        except FlatError as error:
+            answer = Raise(failure_of(error))
+        if type(answer) is Block and self.pending:
+            self.effects = answer.effects
+            self.pending += tuple(e.id for e in answer.effects)
+            self.local = answer.local
+            return
+        if self.apply(answer):
+            self.run(node, at + 1)
+
+    def run(self, node: Node, at: int) -> None:
+        """Run ops from `at` on until one of them does not simply go on."""
+        fuse = FUSE
+        while True:
+            ops = node.ops
+            if at >= len(ops):
+                self.fail(Failure(type="Stuck", message=f'state "{self.node}" has nowhere to go'))
+                return
+            op = ops[at]
+            self._op = op.key
+            try:
+                answer = op.start(self)
+            except FlatError as error:
+                answer = Raise(failure_of(error))
+            kind = type(answer)
+            if kind is Next:
+                self.take_next(answer)
+                at += 1
+            elif kind is Goto:
+                if not self.enter_quietly(answer.target):
+                    return
+                node, at = self.program.nodes[self.node], 0
+            elif kind is Block:
+                self.block(answer)
+                return
+            elif self.apply(answer):
+                at += 1
+            else:
+                return
+            fuse -= 1
+            if not fuse:
+                self.fail(Failure(type="LimitExceeded", message=f"{FUSE} ops ran without an effect: an endless loop"))
+                return
+
+    def apply(self, answer: Answer) -> bool:
+        """Do what an op answered. True: go on with the next op of the same node."""
+        kind = type(answer)
+        if kind is Next:
+            self.take_next(answer)
+            self.local = None
+            return True
+        if kind is Block:
+            self.block(answer)
+        elif kind is Goto:
+            self.enter(answer.target)
+        elif kind is End:
+            self.end(answer.output)
+        elif kind is Raise:
+            self.raise_(answer.failure)
+        return False
+
+    def take_next(self, answer: Next) -> None:
+        if answer.output is not UNSET:
+            self.output = answer.output
+            self.scope["output"] = answer.output
+        if answer.context is not UNSET:
+            self.set_context(answer.context)
+
+    def block(self, answer: Block) -> None:
+        effects = answer.effects
+        if type(effects[0]) is AwaitSignal and all(type(e) is AwaitSignal for e in effects):
+            self.status = "waiting"
+        self.effects = effects
+        self.pending = (effects[0].id,) if len(effects) == 1 else tuple(e.id for e in effects)
+        self.local = answer.local
+
+    def enter(self, target: str) -> None:
+        if self.enter_quietly(target):
+            self.run(self.program.nodes[self.node], 0)
+
+    def enter_quietly(self, target: str) -> bool:
+        """Move the cursor to the beginning of a node. False when a limit says no."""
+        if self._op and self.node not in VIRTUAL:
+            self.path.append(("leave", self.node, self.step))
+        node = self.program.nodes.get(target)
+        self.node, self._op, self.local, self.pending, self.deadline = target, "", None, (), None
+        if target != END:
+            self.output = None
+        if node is None:
+            self.fail(Failure(type="UnknownName", message=f'there is no state "{target}"'))
+            return False
+        if target not in VIRTUAL:
+            if not self.within_limits():
+                return False
+            self.steps += 1
+            self.step = self.steps
+            self.path.append(("enter", target, self.step))
+        if node.timeout:
+            self.deadline = self.at + node.timeout
+        if self.program.uses_machine:
+            self.set_context(self.context)
+        else:
+            self.scope["output"] = self.output
+        return True
+
+    def within_limits(self) -> bool:
+        """Whether another node may be entered; if not, the execution stops here with status `limit`."""
+        snapshot = self.snapshot
+        if snapshot.max_steps is not None and self.steps >= snapshot.max_steps:
+            self.status, self.reason = "limit", f"max_steps ({snapshot.max_steps}) reached"
+        elif snapshot.max_agent_calls is not None and self.spent.calls >= snapshot.max_agent_calls:
+            self.status, self.reason = "limit", f"max_agent_calls ({snapshot.max_agent_calls}) reached"
+        return self.status == "running"
+
+    # -- ends and errors ----------------------------------------------------------
+
+    def end(self, output: Any) -> None:
+        if self.node != END and END in self.program.nodes:
+            self.output = output
+            self.enter(END)
+            return
+        if self.node not in VIRTUAL:
+            self.path.append(("leave", self.node, self.step))
+        self.status, self.result = "done", output
+        self.pending, self.local = (), None
+
+    def raise_(self, failure: Failure) -> None:
+        """An op failed: its node's error target, else the error hook, else the execution fails."""
+        node = self.program.nodes[self.node]
+        context = {**self.context, "last_error": failure.message, "last_error_type": failure.type}
+        if (target := error_target(failure, node.on_error)) is not None:
+            self.set_context(context)
+            self.enter(target)
+        elif node.error_steered and node.hooks:
+            self.set_context(context)
+            self._op = ERROR_HOOK
+            self.apply(self.ask_error_hook(failure))
+        else:
+            self.fail(failure)
+
+    def ask_error_hook(self, failure: Failure) -> Block:
+        effect = RunHook(
+            self.effect_id(ERROR_HOOK), self.node, "error", self.hooks, self.context, {"failure": failure}
+        )
+        return Block((effect,), failure)
+
+    def after_error_hook(self, event: Done | Failed) -> None:
+        failure: Failure = self.local
+        if isinstance(event, Done) and event.value:
+            self.enter(str(event.value))
+        else:
+            self.fail(event.failure if isinstance(event, Failed) else failure)
+
+    def fail(self, failure: Failure) -> None:
+        self.status, self.failure = "failed", failure
+        self.pending, self.effects = (), ()
+
+    # -- freezing -----------------------------------------------------------------
+
+    def close(self) -> Advance:
+        """Freeze the working copy."""
+        old, before = self.instance, self.snapshot
+        instance = Instance(
+            old.id, self.node, self._op, self.step, self.context, self.output, self.local, self.pending,
+            self.deadline, old.parent, old.children, old.suspended,
+        )  # fmt: skip
+        instances = {**before.instances, old.id: instance} if len(before.instances) > 1 else {old.id: instance}
+        snapshot = Snapshot(
+            before.execution_id, self.status, self.steps, instances, self.spent, before.max_steps,
+            before.max_agent_calls, before.started_at, self.at, self.result, self.failure, self.reason,
+            before.parent, before.depth, before.log_length,
+        )  # fmt: skip
+        return Advance(snapshot, self.effects, tuple(self.path))
+
+
+def machine_facts(program: Program, snapshot: Snapshot, node: str, step: int, spent: Spent) -> dict[str, Any]:
+    """The read-only facts that configuration and hooks see as `context.machine`."""
+    return {
+        "execution_id": snapshot.execution_id,
+        "machine_name": program.name,
+        "parent_execution_id": snapshot.parent,
+        "spec_version": program.spec_version,
+        "step": step,
+        "current_state": node,
+        "total_api_calls": spent.calls,
+        "total_cost": spent.cost,
+        "depth": snapshot.depth,
+    }
+
+
+def next_wake(effects: tuple[Effect, ...]) -> float | None:
+    """When the first of these effects is due by the clock: a pause that ends, a deadline that passes."""
+    times = [e.until for e in effects if isinstance(e, Sleep)]
+    times += [e.deadline for e in effects if e.deadline is not None]
+    return min(times, default=None)

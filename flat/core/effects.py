@@ -1,0 +1,125 @@
+"""What the core asks the world to do. An effect is data; the driver performs it.
+
+Every effect has a derived id, `<instance>/<step>/<op key>[.<suffix>]`, the same after any restart. With the
+execution's id in front it serves as idempotency key. `in_doubt` says what to do on resume with an effect
+that may have begun and has no record: `retry`, `ask`, `fail` or `verify:<name>`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import field
+from typing import Any, Literal, TypeAlias
+
+from flat.core.hookref import HookRefs
+from flat.core.record import record
+
+
+@record
+class RunAction:
+    """Call the user's action `action`; the answer is the new context."""
+
+    id: str
+    node: str
+    action: str
+    hooks: HookRefs
+    context: Mapping[str, Any]
+    deadline: float | None = None
+    in_doubt: str = "retry"
+    kind: Literal["action"] = "action"
+
+
+@record
+class CallAgent:
+    """Ask an agent. The answer is an agent result (`Reply`)."""
+
+    id: str
+    node: str
+    agent: str
+    input: Mapping[str, Any]
+    context: Mapping[str, Any]
+    hooks: HookRefs = ()
+    session_id: str | None = None
+    messages: tuple[int, int] | None = None
+    """A span of the execution's log that is the conversation so far, or None for a first call."""
+    tools: Sequence[Mapping[str, Any]] | None = None
+    deadline: float | None = None
+    in_doubt: str = "retry"
+    kind: Literal["call"] = "call"
+
+
+@record
+class RunTool:
+    """Run a tool that a model asked for."""
+
+    id: str
+    node: str
+    tool: str
+    arguments: Mapping[str, Any]
+    call_id: str
+    context: Mapping[str, Any]
+    hooks: HookRefs = ()
+    deadline: float | None = None
+    in_doubt: str = "retry"
+    kind: Literal["tool"] = "tool"
+
+
+@record
+class RunHook:
+    """Call a steering hook at a point; what it answers depends on the point."""
+
+    id: str
+    node: str
+    point: str
+    hooks: HookRefs
+    context: Mapping[str, Any]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    deadline: float | None = None
+    in_doubt: str = "retry"
+    kind: Literal["hook"] = "hook"
+
+
+@record
+class StartChild:
+    """Start another machine as an execution of its own; the effect id gives it its execution id."""
+
+    id: str
+    node: str
+    machine: str
+    input: Mapping[str, Any]
+    awaited: bool = True
+    deadline: float | None = None
+    in_doubt: str = "retry"
+    kind: Literal["child"] = "child"
+
+
+@record
+class AwaitSignal:
+    """Wait for a signal on a channel. While only such effects are pending, nothing runs."""
+
+    id: str
+    node: str
+    channel: str
+    deadline: float | None = None
+    in_doubt: str = "retry"
+    kind: Literal["signal"] = "signal"
+
+
+@record
+class Sleep:
+    """Wait until a time (seconds since the epoch), which survives a restart."""
+
+    id: str
+    node: str
+    until: float
+    deadline: float | None = None
+    in_doubt: str = "retry"
+    kind: Literal["timer"] = "timer"
+
+
+Effect: TypeAlias = RunAction | CallAgent | RunTool | RunHook | StartChild | AwaitSignal | Sleep
+
+
+def instance_of(effect_id: str) -> str:
+    """The instance that asked for the effect."""
+    return effect_id.partition("/")[0]

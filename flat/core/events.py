@@ -1,0 +1,108 @@
+"""What happened in the world, as told to the core. `at` is the time in seconds since the epoch.
+
+The core reads no clock: an event's `at` is all it knows of time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from flat.core.failure import Failure
+from flat.core.record import record
+
+
+@record
+class Started:
+    """An execution begins."""
+
+    input: Mapping[str, Any]
+    at: float
+    kind: Literal["started"] = "started"
+
+
+@record
+class Done:
+    """An effect succeeded."""
+
+    effect_id: str
+    value: Any
+    at: float
+    kind: Literal["done"] = "done"
+
+
+@record
+class Failed:
+    """An effect failed."""
+
+    effect_id: str
+    failure: Failure
+    at: float
+    usage: Spent | None = None
+    kind: Literal["failed"] = "failed"
+
+
+@record
+class Resumed:
+    """A run takes the execution up again, possibly with other limits. None leaves a limit as it is."""
+
+    at: float
+    max_steps: int | None = None
+    max_agent_calls: int | None = None
+    kind: Literal["resumed"] = "resumed"
+
+
+@record
+class Cancelled:
+    """Somebody wants the execution to stop for good."""
+
+    at: float
+    reason: str = ""
+    kind: Literal["cancelled"] = "cancelled"
+
+
+@record
+class Doubted:
+    """A resume found effects that may have begun, and their policy is to ask a person."""
+
+    effect_ids: tuple[str, ...]
+    at: float
+    kind: Literal["doubted"] = "doubted"
+
+
+Event: TypeAlias = Started | Done | Failed | Resumed | Cancelled | Doubted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """Calls, tokens and US dollars. `priced` is False when some call's price is not known."""
+
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float = 0.0
+    priced: bool = True
+
+    def plus(self, other: Spent) -> Spent:
+        """The sum; the price of a sum is known when both are."""
+        return Spent(
+            calls=self.calls + other.calls,
+            input_tokens=self.input_tokens + other.input_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            cost=self.cost + other.cost,
+            priced=self.priced and other.priced,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """An agent's answer, as the value of a `Done`: what the state calls `output`, and what it took."""
+
+    payload: Any
+    spent: Spent = field(default_factory=Spent)
+    finish_reason: str | None = None
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    prompt: str | None = None
+    """The rendered user prompt, which begins a conversation."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)

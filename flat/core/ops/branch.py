@@ -1,0 +1,52 @@
+"""`transitions:` decides where to go: the first arm whose condition holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from flat.core.condition import Condition
+from flat.core.effects import RunHook
+from flat.core.events import Done, Failed
+from flat.core.failure import Failure
+from flat.core.op import Answer, Block, Goto, Raise, View
+
+
+class Arm(NamedTuple):
+    """A condition (None: always) and where it leads."""
+
+    condition: Condition | None
+    target: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branch:
+    arms: tuple[Arm, ...]
+    steered: bool = False
+    """True when a hook may redirect the transition; then taking it is an effect."""
+    key: str = "branch"
+    kind: Literal["branch"] = "branch"
+
+    def start(self, here: View) -> Answer:
+        scope = here.scope
+        for condition, target in self.arms:
+            if condition is None or condition.test(scope):
+                return self._steer(here, target) if self.steered else Goto(target)
+        return Raise(
+            Failure(
+                type="Stuck",
+                message=f'no transition of state "{here.node}" matched, and it is not final; '
+                "add a last transition without a condition",
+            )
+        )
+
+    def _steer(self, here: View, target: str) -> Answer:
+        effect = RunHook(
+            here.effect_id(self.key), here.node, "transition", here.hooks, here.context, {"to": target}, here.deadline
+        )
+        return Block((effect,), local=target)
+
+    def resume(self, here: View, event: Done | Failed) -> Answer:
+        if isinstance(event, Failed):
+            return Raise(event.failure)
+        return Goto(event.value or here.local)

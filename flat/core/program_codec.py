@@ -1,0 +1,157 @@
+"""Programs to plain data and back, and their digest.
+
+A program is data, so it is stored and cached as JSON. Dataclasses become `[kind, {fields}]`; templates,
+conditions and compiled mappings become their source and place. Decoding is lazy by node: a run that visits
+ten states of a thousand decodes ten.
+
+The digest names what a program *does*. Places in files are left out of it, so that a comment or a blank line
+changes no digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import orjson
+
+from flat.core.condition import Condition
+from flat.core.hookref import HookRef
+from flat.core.ops import Action, Arm, Assign, Branch, Call, Finish, Hook, Wait
+from flat.core.program import Limits, Node, Program
+from flat.core.strategies import Retry, Single
+from flat.core.template import CompiledMapping, Template, compile_value
+from flat.errors import IncompatibleSnapshot, Location
+
+FORMAT = 1
+CLASSES: dict[str, Any] = {
+    cls.__name__: cls
+    for cls in (Action, Arm, Assign, Branch, Call, Finish, Hook, HookRef, Limits, Node, Retry, Single, Wait)
+}
+
+
+def with_digest(program: Program) -> Program:
+    """The program with the digest of what it does."""
+    data = {"format": FORMAT, **_program(program, places=False)}
+    text = orjson.dumps(data, option=orjson.OPT_SORT_KEYS)
+    return replace(program, digest=hashlib.sha256(text).hexdigest()[:32])
+
+
+def program_to_data(program: Program) -> dict[str, Any]:
+    """The whole program as JSON data, with places and digest."""
+    return {"format": FORMAT, "digest": program.digest, **_program(program, places=True)}
+
+
+def program_from_data(data: Mapping[str, Any]) -> Program:
+    """Undo `program_to_data`."""
+    if data.get("format") != FORMAT:
+        raise IncompatibleSnapshot(f"program format {data.get('format')!r}, this release reads {FORMAT}")
+    return Program(
+        name=data["name"], kind=data["kind"], spec_version=data["spec_version"], initial=data["initial"],
+        context=_decode(data["context"]), nodes=LazyNodes(data["nodes"]), lifecycle=_decode(data["lifecycle"]),
+        limits=_decode(data["limits"]), agents=data["agents"], settings=data["settings"], digest=data["digest"],
+        uses_machine=data["uses_machine"],
+    )  # fmt: skip
+
+
+def _program(program: Program, *, places: bool) -> dict[str, Any]:
+    return {
+        "name": program.name,
+        "kind": program.kind,
+        "spec_version": program.spec_version,
+        "initial": program.initial,
+        "context": _encode(program.context, places),
+        "nodes": {name: _encode(node, places) for name, node in program.nodes.items()},
+        "lifecycle": _encode(program.lifecycle, places),
+        "limits": _encode(program.limits, places),
+        "agents": {
+            name: config if places else {k: v for k, v in config.items() if k != "places"}
+            for name, config in program.agents.items()
+        },
+        "settings": dict(program.settings),
+        "uses_machine": program.uses_machine,
+    }
+
+
+class LazyNodes(Mapping[str, Node]):
+    """Nodes by name, decoded when they are first asked for."""
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        self._data = data
+        self._nodes: dict[str, Node] = {}
+
+    def __getitem__(self, name: str) -> Node:
+        node = self._nodes.get(name)
+        if node is None:
+            node = self._nodes[name] = _decode(self._data[name])
+        return node
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._data)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._data
+
+
+def _encode(value: Any, places: bool) -> Any:
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, Template):
+        return ["$T", value.source, _flags(value), _place(value.location) if places else None]
+    if isinstance(value, Condition):
+        return ["$C", value.source, _place(value.location) if places else None]
+    if isinstance(value, CompiledMapping):
+        marks = [[list(path), _place(at)] for path, at in value.places()] if places else []
+        return ["$M", value.value, _flags(next(iter(value.templates()), None)), marks]
+    if isinstance(value, Arm):
+        return ["$D", "Arm", {"condition": _encode(value.condition, places), "target": value.target}]
+    if is_dataclass(value):
+        changed = {f.name: _encode(v, places) for f in fields(value) if (v := getattr(value, f.name)) != f.default}
+        return ["$D", type(value).__name__, changed]
+    if isinstance(value, tuple):
+        return ["$t", *(_encode(v, places) for v in value)]
+    if isinstance(value, list):
+        return ["$l", *(_encode(v, places) for v in value)]
+    if isinstance(value, Mapping):
+        return {k: _encode(v, places) for k, v in value.items()}
+    raise TypeError(f"a program cannot hold a {type(value).__name__}")
+
+
+def _flags(template: Template | None) -> int:
+    return 0 if template is None else template.native + 2 * template.lenient
+
+
+def _decode(data: Any) -> Any:
+    if type(data) is list:
+        return _TAGS[data[0]](data)
+    if type(data) is dict:
+        return {k: _decode(v) for k, v in data.items()}
+    return data
+
+
+def _mapping(data: list[Any]) -> CompiledMapping:
+    marks = {tuple(path): _location(place) for path, place in data[3]}
+    return compile_value(data[1], lambda *keys: marks.get(keys), native=bool(data[2] & 1), lenient=bool(data[2] & 2))
+
+
+_TAGS: dict[str, Callable[[list[Any]], Any]] = {
+    "$T": lambda d: Template(d[1], _location(d[3]), bool(d[2] & 1), lenient=bool(d[2] & 2)),
+    "$C": lambda d: Condition(d[1], _location(d[2])),
+    "$M": _mapping,
+    "$D": lambda d: CLASSES[d[1]](**{k: _decode(v) for k, v in d[2].items()}),
+    "$t": lambda d: tuple(_decode(v) for v in d[1:]),
+    "$l": lambda d: [_decode(v) for v in d[1:]],
+}
+
+
+def _place(location: Location | None) -> list[Any] | None:
+    return None if location is None else [location.file, location.line, location.column, location.text, location.width]
+
+
+def _location(place: list[Any] | None) -> Location | None:
+    return None if place is None else Location(*place)

@@ -1,0 +1,38 @@
+"""Time, as drivers see it. Tests put a virtual clock in its place."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
+
+import anyio
+
+T = TypeVar("T")
+
+
+class Clock(Protocol):
+    """Wall-clock time in seconds since the epoch, and waiting by it."""
+
+    def now(self) -> float: ...
+
+    async def sleep_until(self, at: float) -> None: ...
+
+    async def before(self, at: float, work: Callable[[], Awaitable[T]]) -> T:
+        """Do the work; cancel it and raise `TimeoutError` when it is not done at the given time."""
+        ...
+
+
+class SystemClock:
+    """The real time."""
+
+    now = staticmethod(time.time)
+
+    async def sleep_until(self, at: float) -> None:
+        while (left := at - time.time()) > 0:
+            # In short pieces: a machine that was suspended, or whose clock was set, must not oversleep.
+            await anyio.sleep(min(left, 60.0))
+
+    async def before(self, at: float, work: Callable[[], Awaitable[T]]) -> T:
+        with anyio.fail_after(max(0.0, at - time.time())):
+            return await work()

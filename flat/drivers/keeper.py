@@ -1,0 +1,141 @@
+"""Keeps an execution's snapshots in a store: what a commit holds, and when a whole snapshot is worth writing.
+
+A commit is a delta on the one before. Reading an execution means reading its newest base and all deltas after
+it, so a base is written now and then; but only when it is small beside the deltas that it makes unnecessary,
+so that history is never written twice (a base of at most 1/16 of the bytes since the last one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flat.backends.protocols import Birth, CheckpointStore, Commit, Execution, Head, Lease, Owner, Stored
+from flat.core.codec import Codec
+from flat.core.effects import AwaitSignal, Effect
+from flat.core.program import Program
+from flat.core.snapshot import FINISHED, Snapshot
+from flat.errors import ExecutionNotFound, IncompatibleSnapshot
+
+BASE_AFTER = 65_536
+"""Bytes of deltas after which a base is considered for the first time."""
+BASE_SHARE = 16
+FLAG = b'{"$":["blob","'
+
+
+@dataclass
+class Keeper:
+    """The open execution: who owns it, what is stored, and how to store the next."""
+
+    store: CheckpointStore
+    codec: Codec
+    lease: Lease
+    seq: int
+    stored: Snapshot
+    since_base: int = 0
+    base_at: int = BASE_AFTER
+
+    async def keep(
+        self, snapshot: Snapshot, effects: Sequence[Effect] = (), *, consume: tuple[str, ...] = (),
+        log: Sequence[bytes] = (),
+    ) -> None:  # fmt: skip
+        """Store the snapshot. When this returns, it is as durable as the store promises."""
+        if snapshot is self.stored and not consume:
+            return
+        body, blobs = self.codec.delta(self.stored, snapshot)
+        base = False
+        self.since_base += len(body)
+        if self.since_base >= self.base_at:
+            body, blobs, base = self._base_if_small(snapshot, body, blobs)
+        head = None
+        if snapshot.status != self.stored.status:
+            head = head_of(snapshot, effects)
+        await self.store.commit(
+            Commit(
+                lease=self.lease, seq=self.seq + 1, at=snapshot.at, body=body, base=base, head=head, log=log,
+                blobs=blobs, consume=consume,
+            )
+        )  # fmt: skip
+        self.seq += 1
+        self.stored = snapshot
+
+    def _base_if_small(
+        self, snapshot: Snapshot, delta: bytes, blobs: dict[str, bytes]
+    ) -> tuple[bytes, dict[str, bytes], bool]:
+        whole, whole_blobs = self.codec.base(snapshot)
+        if len(whole) * BASE_SHARE > self.since_base:
+            self.base_at = self.since_base * 2
+            return delta, blobs, False
+        self.since_base, self.base_at = 0, BASE_AFTER
+        return whole, whole_blobs, True
+
+    async def release(self) -> None:
+        await self.store.release(self.lease)
+
+
+def head_of(snapshot: Snapshot, effects: Sequence[Effect]) -> Head:
+    """The columns that a store searches by."""
+    if snapshot.status != "waiting":
+        return Head(status=snapshot.status)
+    waits = [e for e in effects if isinstance(e, AwaitSignal)]
+    wake_at = min((e.deadline for e in waits if e.deadline is not None), default=None)
+    return Head(status="waiting", wake_at=wake_at, channels=tuple(e.channel for e in waits))
+
+
+async def create(
+    store: CheckpointStore, codec: Codec, program: Program, snapshot: Snapshot, owner: Owner, *, ttl: float
+) -> Keeper | None:
+    """Store a fresh execution and own it. None if there is one with this id already."""
+    execution = Execution(
+        execution_id=snapshot.execution_id, name=program.name, kind=program.kind, program=program.digest,
+        status="running", seq=0, created_at=snapshot.started_at, updated_at=snapshot.started_at,
+        parent=snapshot.parent,
+    )  # fmt: skip
+    if not await store.create(Birth(execution=execution, body=codec.first(snapshot))):
+        return None
+    lease = await store.acquire(snapshot.execution_id, owner, now=snapshot.started_at, ttl=ttl)
+    return Keeper(store, codec, lease, 0, snapshot)
+
+
+async def take_up(
+    store: CheckpointStore, codec: Codec, execution_id: str, owner: Owner, *, now: float, ttl: float
+) -> Keeper:
+    """Own a stored execution and read its newest snapshot."""
+    lease = await store.acquire(execution_id, owner, now=now, ttl=ttl)
+    stored = await store.load(execution_id)
+    if stored is None:
+        raise ExecutionNotFound(execution_id)
+    snapshot = await rebuilt(store, codec, stored)
+    keeper = Keeper(store, codec, lease, stored.bodies[-1][0], snapshot)
+    keeper.since_base = sum(len(body) for _, body in stored.bodies[1:])
+    keeper.base_at = max(BASE_AFTER, keeper.since_base * 2) if keeper.since_base > BASE_AFTER else BASE_AFTER
+    return keeper
+
+
+async def rebuilt(store: CheckpointStore, codec: Codec, stored: Stored) -> Snapshot:
+    """The snapshot that a chain of bodies stands for."""
+    if not stored.bodies:
+        raise IncompatibleSnapshot(f'execution "{stored.execution.execution_id}" has no stored snapshot')
+    blobs: dict[str, bytes] = {}
+    for _, body in stored.bodies:
+        await collect_blobs(store, body, blobs)
+    (_, first), *rest = stored.bodies
+    snapshot = codec.snapshot(first, blobs)
+    for _, body in rest:
+        snapshot = codec.applied(snapshot, body, blobs)
+    return snapshot
+
+
+async def collect_blobs(store: CheckpointStore, body: bytes, blobs: dict[str, bytes]) -> None:
+    """Fetch what the body refers to. The marker is searched as bytes: most bodies have none."""
+    at = body.find(FLAG)
+    while at >= 0:
+        end = body.index(b'"', at + len(FLAG))
+        name = body[at + len(FLAG) : end].decode()
+        if name not in blobs and (data := await store.get_blob(name)) is not None:
+            blobs[name] = data
+        at = body.find(FLAG, end)
+
+
+def finished(snapshot: Snapshot) -> bool:
+    return snapshot.status in FINISHED

@@ -1,0 +1,216 @@
+"""Performing effects: the only place where a program's names meet the user's code and the world."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flat.agents.protocol import Agent, AgentRequest, AgentResult
+from flat.agents.protocol import Usage as AgentUsage
+from flat.core.advance import machine_facts
+from flat.core.effects import AwaitSignal, CallAgent, Effect, RunAction, RunHook, Sleep
+from flat.core.events import Done, Failed, Reply, Spent
+from flat.core.failure import Failure, failure_of
+from flat.core.hookref import HookRefs
+from flat.core.program import Program
+from flat.core.snapshot import Snapshot
+from flat.drivers.clock import Clock
+from flat.drivers.draft import draft_of, settle, settled_context
+from flat.errors import ActionFailed, BindingError, DeadlineExceeded, ExecutionError, HookFailed
+from flat.hooks import action_takes_state
+from flat.hooks.base import POINTS
+
+
+class Facts(Mapping[str, Any]):
+    """`context["machine"]` as hooks see it: read-only, and made only when it is looked at."""
+
+    __slots__ = ("_args", "_facts")
+
+    def __init__(self, *args: Any) -> None:
+        self._args, self._facts = args, None
+
+    def _open(self) -> dict[str, Any]:
+        if self._facts is None:
+            self._facts: dict[str, Any] | None = machine_facts(*self._args)
+        return self._facts
+
+    def __getitem__(self, key: str) -> Any:
+        return self._open()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._open())
+
+    def __len__(self) -> int:
+        return len(self._open())
+
+    def __repr__(self) -> str:
+        return repr(self._open())
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        raise TypeError("context.machine is read-only")
+
+
+@dataclass
+class Performer:
+    """Performs the effects of one machine's executions."""
+
+    program: Program
+    make_hooks: Callable[[HookRefs], Any]
+    """A new hooks object for a reference, or None for the empty one."""
+    make_agent: Callable[[str], Agent]
+    clock: Clock
+    on_token: Callable[[str, str], None] | None = None
+    """Called with (effect id, piece of text); None when nobody watches."""
+    last_error: Exception | None = None
+    """For the traceback of a run that fails in this very process."""
+    _hooks: dict[HookRefs, Any] = field(default_factory=dict)
+    _actions: dict[int, tuple[Callable[..., Any], bool]] = field(default_factory=dict)
+    """By identity of the reference, which the program keeps alive: hashing one costs more than the call."""
+    _agents: dict[str, Agent] = field(default_factory=dict)
+
+    def hooks(self, refs: HookRefs) -> Any:
+        """The hooks object behind a reference: one per reference for the life of this performer."""
+        if refs not in self._hooks:
+            self._hooks[refs] = self.make_hooks(refs)
+        return self._hooks[refs]
+
+    async def perform(self, effect: Effect, snapshot: Snapshot) -> Done | Failed:
+        """Do it. Whatever happens becomes an event; only cancellation passes through."""
+        try:
+            if effect.deadline is not None and not isinstance(effect, AwaitSignal):
+                value = await self._before_deadline(effect, effect.deadline, snapshot)
+            elif type(effect) is RunAction:
+                value = await self._action(effect, snapshot)
+            else:
+                value = await self._other(effect, snapshot)
+        except Exception as error:  # every failure is data from here on
+            self.last_error = error
+            return Failed(effect.id, failure_of(error), self.clock.now(), _spent_on(error))
+        return Done(effect.id, value, self.clock.now())
+
+    async def _before_deadline(self, effect: Effect, deadline: float, snapshot: Snapshot) -> Any:
+        try:
+            return await self.clock.before(deadline, lambda: self._other(effect, snapshot))
+        except TimeoutError:
+            if self.clock.now() < deadline:
+                raise
+            limit = self.program.nodes[effect.node].timeout
+            raise DeadlineExceeded(f"not done within {limit:g} s", type="TimeoutError") from None
+
+    async def _other(self, effect: Effect, snapshot: Snapshot) -> Any:
+        if isinstance(effect, RunAction):
+            return await self._action(effect, snapshot)
+        if isinstance(effect, CallAgent):
+            return await self._call(effect, snapshot)
+        if isinstance(effect, RunHook):
+            return await self._hook(effect, snapshot)
+        if isinstance(effect, Sleep):
+            return await self.clock.sleep_until(effect.until)
+        raise ExecutionError(f"this driver cannot perform a {effect.kind} effect")
+
+    # -- user code ---------------------------------------------------------------
+
+    def _context(self, effect: RunAction | RunHook | CallAgent, snapshot: Snapshot) -> dict[str, Any]:
+        context = draft_of(effect.context)
+        step = int(effect.id.split("/", 2)[1])
+        context["machine"] = Facts(self.program, snapshot, effect.node, step, snapshot.spent)
+        return context
+
+    async def _action(self, effect: RunAction, snapshot: Snapshot) -> dict[str, Any]:
+        bound = self._actions.get(id(effect.hooks))
+        if bound is None:
+            hooks = self.hooks(effect.hooks)
+            if hooks is None:
+                raise BindingError("action", effect.action, hint="the state, or the machine, names no hooks")
+            bound = self._actions[id(effect.hooks)] = (hooks.on_action, action_takes_state(hooks))
+        call, takes_state = bound
+        context = self._context(effect, snapshot)
+        result = call(effect.node, effect.action, context) if takes_state else call(effect.action, context)
+        if result.__class__ is not dict and inspect.isawaitable(result):
+            result = await result
+        return _as_context(result, context, f'action "{effect.action}"')
+
+    async def _hook(self, effect: RunHook, snapshot: Snapshot) -> Any:
+        hooks, point, context = self.hooks(effect.hooks), effect.point, self._context(effect, snapshot)
+        method = getattr(hooks, POINTS[point])
+        if point == "machine_start":
+            result = method(context)
+        elif point == "machine_end":
+            result = method(context, effect.arguments["output"])
+        elif point == "state_enter":
+            result = method(effect.node, context)
+        elif point == "state_exit":
+            result = method(effect.node, context, effect.arguments["output"])
+        elif point == "transition":
+            result = method(effect.node, effect.arguments["to"], context)
+        else:
+            result = method(effect.node, _as_exception(effect.arguments["failure"]), context)
+        if inspect.isawaitable(result):
+            result = await result
+        if point in ("machine_start", "state_enter"):
+            return _as_context(result, context, f"hook {POINTS[point]}")
+        return settle(result)
+
+    # -- agents --------------------------------------------------------------------
+
+    async def _call(self, effect: CallAgent, snapshot: Snapshot) -> Reply:
+        agent = self._agents.get(effect.agent)
+        if agent is None:
+            agent = self._agents[effect.agent] = self.make_agent(effect.agent)
+        on_token = self.on_token
+        result = await agent.call(
+            AgentRequest(
+                input=effect.input,
+                context=self._context(effect, snapshot),
+                session_id=effect.session_id,
+                idempotency_key=f"{snapshot.execution_id}/{effect.id}",
+                timeout=None if effect.deadline is None else max(0.0, effect.deadline - self.clock.now()),
+                on_token=None if on_token is None else lambda text: on_token(effect.id, text),
+            )
+        )
+        return _reply(result)
+
+
+def _reply(result: AgentResult) -> Reply:
+    return Reply(
+        payload=settle(result.payload()),
+        spent=spent_of(result.usage),
+        finish_reason=result.finish_reason,
+        tool_calls=tuple(result.tool_calls),
+        prompt=result.rendered_user_prompt,
+    )
+
+
+def spent_of(usage: AgentUsage) -> Spent:
+    """What a call used, in the engine's own terms."""
+    return Spent(
+        calls=usage.api_calls,
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cost=usage.cost or 0.0,
+        priced=usage.cost is not None or usage.api_calls == 0,
+    )
+
+
+def _spent_on(error: BaseException) -> Spent | None:
+    """What a failed call used all the same, when the error says so."""
+    usage = getattr(error, "usage", None)
+    return spent_of(usage) if isinstance(usage, AgentUsage) else None
+
+
+def _as_context(result: Any, given: dict[str, Any], what: str) -> dict[str, Any]:
+    if result is None:
+        result = given
+    if not isinstance(result, Mapping):
+        raise ActionFailed(
+            f"{what} returned {type(result).__name__}; return the context (a mapping), or nothing to keep it",
+            type="TypeError",
+        )
+    return settled_context(result)
+
+
+def _as_exception(failure: Failure) -> Exception:
+    """An exception to show to a hook. Its class is made up, so that its name is the one that failed."""
+    return type(failure.type, (HookFailed,), {})(failure.message, type=failure.type)  # type: ignore[no-any-return]

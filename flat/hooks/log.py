@@ -1,0 +1,123 @@
+"""Logging: hooks that log what happens, and the set-up of the library's loggers.
+
+The library never configures logging by being imported. `setup_logging` puts one handler on the terminal for the
+loggers that `get_logger` hands out, whatever their names, so that a script's own lines are seen too.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from typing import Any
+
+from flat.hooks.base import Context, MachineHooks, observer
+
+FORMATS = {
+    "standard": "%(asctime)s - %(name)s - %(levelname)s - %(message)s",
+    "simple": "%(levelname)s - %(message)s",
+}
+ROOT = "flat"
+_setup: dict[str, Any] = {}
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S"),
+            "name": record.name,
+            "level": record.levelname,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        if isinstance(extra := getattr(record, "extra", None), dict):
+            line["extra"] = extra
+        return json.dumps(line, default=str)
+
+
+def setup_logging(level: str | int | None = None, format: str | None = None, force: bool = False) -> None:
+    """Show the library's log, and that of every `get_logger` logger, on standard output.
+
+    `level` and `format` (standard, simple, json, or a logging format) default to the environment's
+    FLATAGENTS_LOG_LEVEL and FLATAGENTS_LOG_FORMAT. A second call changes nothing unless `force` is set.
+    """
+    if _setup and not force:
+        return
+    level = level if level is not None else os.environ.get("FLATAGENTS_LOG_LEVEL", "INFO")
+    number = level if isinstance(level, int) else logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
+    name = format or os.environ.get("FLATAGENTS_LOG_FORMAT", "standard")
+    handler = logging.StreamHandler(sys.stdout)
+    if name == "json":
+        handler.setFormatter(JsonFormatter())
+    else:
+        handler.setFormatter(logging.Formatter(FORMATS.get(name, name), "%Y-%m-%d %H:%M:%S"))
+    loggers = {ROOT, *_setup.get("loggers", ()), *_handed_out}
+    _setup.update(level=number, handler=handler, loggers=loggers)
+    for logger in loggers:
+        _attach(logging.getLogger(logger))
+
+
+def get_logger(name: str) -> logging.Logger:
+    """A logger that `setup_logging` shows, whether that was called before or is called later."""
+    logger = logging.getLogger(name)
+    _handed_out.add(name)
+    if _setup and name not in _setup["loggers"]:
+        _setup["loggers"].add(name)
+        _attach(logger)
+    return logger
+
+
+_handed_out: set[str] = set()
+
+
+def _attach(logger: logging.Logger) -> None:
+    if any(logger.name.startswith(other + ".") for other in _setup["loggers"]):
+        return
+    for old in [h for h in logger.handlers if getattr(h, "_flat", False)]:
+        logger.removeHandler(old)
+    handler = _setup["handler"]
+    handler._flat = True
+    logger.addHandler(handler)
+    logger.setLevel(_setup["level"])
+    logger.propagate = False
+
+
+class LoggingHooks(MachineHooks):
+    """Logs every event. Subclass it and define `on_action` to have both."""
+
+    def __init__(self, log_level: int = logging.INFO) -> None:
+        self.log_level = log_level
+        self.logger = get_logger("flat.hooks")
+
+    def _log(self, message: str, *args: Any) -> None:
+        self.logger.log(self.log_level, message, *args)
+
+    @observer
+    def on_machine_start(self, context: Context) -> Any:
+        self._log("Machine starting")
+
+    @observer
+    def on_machine_end(self, context: Context, final_output: Any) -> Any:
+        self._log("Machine ended with output: %s", final_output)
+
+    @observer
+    def on_state_enter(self, state_name: str, context: Context) -> Any:
+        self._log("Entering state: %s", state_name)
+
+    @observer
+    def on_state_exit(self, state_name: str, context: Context, output: Any) -> Any:
+        self._log("Leaving state: %s", state_name)
+
+    @observer
+    def on_transition(self, from_state: str, to_state: str, context: Context) -> Any:
+        self._log("Transition: %s -> %s", from_state, to_state)
+
+    def on_action(self, *args: Any) -> Any:
+        """Log the action and leave the context as it is."""
+        *_, action_name, context = args
+        self._log("Action: %s", action_name)
+        return context

@@ -1,0 +1,7 @@
+"""The façade: load a machine, run it, look at what became of it."""
+
+from flat.runtime.load import load
+from flat.runtime.machine import Machine
+from flat.runtime.runtime import Outcome, Runtime
+
+__all__ = ["Machine", "Outcome", "Runtime", "load"]

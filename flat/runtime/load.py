@@ -1,0 +1,159 @@
+"""`load`: from files to a machine, through a cache of compiled programs.
+
+Reading YAML, checking it against the models and lowering it is done once per content: the program is kept
+under the digest of everything it was made from, and a warm start reads that instead (no pydantic, no YAML).
+The cache holds JSON, in the user's cache folder; `FLAT_CACHE=off` does without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from flat.agents.protocol import Agent
+from flat.bindings import Bindings
+from flat.core.program import Program
+from flat.core.program_codec import program_from_data, program_to_data
+from flat.errors import DefinitionError, IncompatibleSnapshot
+from flat.hooks import HooksRegistry
+from flat.runtime.machine import Machine
+
+CACHE_FORMAT = 1
+
+
+def load(
+    path: str | os.PathLike[str] | None = None, *, config: Mapping[str, Any] | None = None,
+    hooks: HooksRegistry | None = None, agents: Mapping[str, Agent] | None = None, shared_hooks: Any = None,
+    bindings: Bindings | None = None, profiles_file: str | os.PathLike[str] | None = None, compat: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+) -> Machine:  # fmt: skip
+    """A machine from a file or a folder, or from a mapping. Raises `SpecError` with everything that is wrong.
+
+    `hooks` answers the names in the file. `agents` are used instead of the file's, by name. `compat` lets pass
+    with a warning what the seed system lets pass. `overrides` replace keys of the file's `data`.
+    """
+    if path is not None and not overrides:
+        program, warnings, origin = _from_file(Path(path).expanduser(), profiles_file, compat)
+    elif path is not None:
+        program, warnings, origin = _with_overrides(Path(path).expanduser(), overrides or {}, profiles_file, compat)
+    elif config is not None:
+        merged = {**config, "data": {**config.get("data", {}), **(overrides or {})}} if overrides else config
+        program, warnings, origin = _from_mapping(merged, Path.cwd(), profiles_file, compat)
+    else:
+        raise DefinitionError("give a machine file, or a config")
+    return Machine(
+        program, hooks or HooksRegistry(), bindings or Bindings(), agents=agents or {}, shared_hooks=shared_hooks,
+        origin=origin, warnings=warnings,
+    )  # fmt: skip
+
+
+def _from_mapping(
+    config: Mapping[str, Any], directory: Path, profiles_file: Any, compat: bool
+) -> tuple[Program, list[str], Path | None]:
+    from flat.spec.load import load_machine_dict
+    from flat.spec.lower import lower
+
+    source = load_machine_dict(config, directory, compat=compat, profiles_file=profiles_file)
+    return lower(source), [str(p) for p in source.problems], None
+
+
+def _with_overrides(
+    path: Path, overrides: Mapping[str, Any], profiles_file: Any, compat: bool
+) -> tuple[Program, list[str], Path | None]:
+    from flat.spec.load import load_machine
+
+    source = load_machine(path, compat=compat, profiles_file=profiles_file, check=False)
+    config = dict(source.document.value)
+    config["data"] = {**config["data"], **overrides}
+    program, warnings, _ = _from_mapping(config, source.directory, profiles_file, compat)
+    return program, warnings, path
+
+
+def _from_file(path: Path, profiles_file: Any, compat: bool) -> tuple[Program, list[str], Path | None]:
+    from flat.spec.files import find_machine
+
+    main = find_machine(path)
+    key = _key(main, profiles_file, compat)
+    entry = _cache_path(key) if key else None
+    if entry is not None and (cached := _read(entry)) is not None:
+        return cached, [], main
+
+    from flat.spec.load import load_machine
+    from flat.spec.lower import lower
+
+    source = load_machine(main, compat=compat, profiles_file=profiles_file)
+    program = lower(source)
+    if entry is not None and not source.problems:
+        root = source.roots[0]
+        files = {str(root / name): _digest(data) for name, data in source.files.items()}
+        beside = source.directory / "profiles.yml"
+        files.setdefault(str(beside), "" if not beside.exists() else _digest(beside.read_bytes()))
+        _write(entry, {"format": CACHE_FORMAT, "files": files, "program": program_to_data(program)})
+    return program, [str(p) for p in source.problems], main
+
+
+# -- the cache ----------------------------------------------------------------------------
+
+
+def cache_folder() -> Path | None:
+    """Where compiled programs are kept, or None when the environment says not to."""
+    wanted = os.environ.get("FLAT_CACHE")
+    if wanted == "off":
+        return None
+    if wanted:
+        return Path(wanted) / "programs"
+    home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    base = Path(home) if home else Path.home() / ".cache"
+    return base / "flat" / "programs"
+
+
+def _key(main: Path, profiles_file: Any, compat: bool) -> str | None:
+    try:
+        text = main.read_bytes()
+    except OSError:
+        return None
+    # The path is part of the key because the program holds it, for messages.
+    parts = (str(CACHE_FORMAT), version("flat"), str(main), os.getcwd(), str(profiles_file or ""), str(compat))
+    return hashlib.sha256("\0".join(parts).encode() + b"\0" + text).hexdigest()[:40]
+
+
+def _cache_path(key: str) -> Path | None:
+    folder = cache_folder()
+    return None if folder is None else folder / f"{key}.json"
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _read(entry: Path) -> Program | None:
+    """The cached program, if every file it was made from is still as it was."""
+    try:
+        data = orjson.loads(entry.read_bytes())
+        if data["format"] != CACHE_FORMAT:
+            return None
+        for name, digest in data["files"].items():
+            file = Path(name)
+            if _digest(file.read_bytes()) != digest if digest else file.exists():
+                return None
+        return program_from_data(data["program"])
+    except (OSError, ValueError, KeyError, TypeError, IncompatibleSnapshot):
+        return None
+
+
+def _write(entry: Path, data: Mapping[str, Any]) -> None:
+    # A cache that cannot be written is no reason to fail: the next start is a cold one.
+    with contextlib.suppress(OSError):
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=entry.parent, suffix=".part")
+        with os.fdopen(handle, "wb") as file:
+            file.write(orjson.dumps(data))
+        os.replace(temporary, entry)

@@ -1,0 +1,183 @@
+"""A machine: a program together with the Python behind its names, ready to run."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from flat.agents.protocol import Agent
+from flat.bindings import Bindings
+from flat.core.advance import Advance
+from flat.core.hookref import HookRefs
+from flat.core.program import Program, bound
+from flat.core.program_codec import program_from_data, program_to_data
+from flat.core.snapshot import Snapshot
+from flat.drivers.draft import draft_of
+from flat.errors import BindingError, Location, UnknownName
+from flat.hooks import CompositeHooks, HooksRegistry, observed_points, steered_points
+from flat.hooks.base import POINTS, settled
+
+log = logging.getLogger("flat")
+MakeAgent = Callable[[str, Mapping[str, Any]], Agent]
+
+
+def litellm_agent(name: str, config: Mapping[str, Any]) -> Agent:
+    """An agent from its plain configuration, on litellm. Nothing heavy is imported before this is called."""
+    from flat.agents.bundle import build_agent
+
+    places = config.get("places") or {}
+
+    def locate(path: tuple[str, ...]) -> Location | None:
+        return Location(*places[path[0]]) if path and path[0] in places else None
+
+    return build_agent(config["config"], catalogue=config["catalogue"], name=config["name"] or name, locate=locate)
+
+
+@dataclass
+class Machine:
+    """One machine. Make it with `flat.load`; run it with a `Runtime`."""
+
+    program: Program
+    hooks: HooksRegistry = field(default_factory=HooksRegistry)
+    bindings: Bindings = field(default_factory=Bindings)
+    make_agent: MakeAgent = litellm_agent
+    agents: Mapping[str, Agent] = field(default_factory=dict)
+    """Agents that are there already, by name; they win over the program's configuration."""
+    shared_hooks: Any = None
+    """One object that answers for every state that names no hooks."""
+    origin: Path | None = None
+    """The folder or file it was loaded from, kept with its executions so that they can be resumed by id alone."""
+    warnings: Sequence[str] = ()
+
+    @property
+    def name(self) -> str:
+        return self.program.name
+
+    def hooks_object(self, refs: HookRefs) -> Any:
+        """A new hooks object for a reference; the shared one where nothing is named."""
+        made = [self.hooks.resolve({"name": r.name, "args": orjson.loads(r.args)}) for r in refs]
+        if not made:
+            return self.shared_hooks
+        return made[0] if len(made) == 1 else CompositeHooks(*made)
+
+    def agent(self, name: str) -> Agent:
+        if name in self.agents:
+            return self.agents[name]
+        config = self.program.agents.get(name)
+        if config is None:
+            raise UnknownName("agent", name, [*self.agents, *self.program.agents])
+        if config.get("problem"):
+            raise FileNotFoundError(config["problem"])
+        return self.make_agent(name, config)
+
+    def calls_models(self) -> bool:
+        """Whether a run of this machine is going to need the model client."""
+        return self.make_agent is litellm_agent and any(name not in self.agents for name in self.program.agents)
+
+
+def config_text(machine: Machine) -> bytes:
+    """What the config store keeps: enough to run the program again without its files."""
+    origin = str(machine.origin.resolve()) if machine.origin else None
+    return orjson.dumps({"origin": origin, "program": program_to_data(machine.program)})
+
+
+def program_of(text: bytes) -> tuple[Program, Path | None]:
+    """The program in a config text, and where it was loaded from."""
+    data = orjson.loads(text)
+    return program_from_data(data["program"]), Path(data["origin"]) if data["origin"] else None
+
+
+class HooksOfRun:
+    """The hooks objects of one run: made once per reference, asked what they steer, told what they watch."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.objects: dict[HookRefs, Any] = {}
+        self.observed: dict[HookRefs, frozenset[str]] = {}
+        program = machine.program
+        self.program = program
+        references = {program.lifecycle}
+        if program.lifecycle or machine.shared_hooks is not None or _any_hooks(program):
+            references |= {node.hooks for node in program.nodes.values()}
+        for refs in references:
+            hooks = self.get(refs)
+            if hooks is not None:
+                self.observed[refs] = observed_points(hooks)
+        if self.objects.keys() != {()} or machine.shared_hooks is not None:
+            steers = {refs: steered_points(hooks) for refs, hooks in self.objects.items() if hooks is not None}
+            self.program = bound(program, steers)
+
+    def get(self, refs: HookRefs) -> Any:
+        if refs not in self.objects:
+            self.objects[refs] = self.machine.hooks_object(refs)
+        return self.objects[refs]
+
+    @property
+    def watching(self) -> bool:
+        return any(self.observed.values())
+
+    async def tell(self, step: Advance) -> None:
+        """Call the observing methods for the nodes that were left and entered, in order."""
+        nodes, snapshot = self.program.nodes, step.snapshot
+        left: str | None = None
+        for kind, name, _ in step.path:
+            refs = nodes[name].hooks
+            if kind == "leave":
+                left = name
+                await self._tell(refs, "state_exit", snapshot, name, output=snapshot.output)
+                continue
+            if left is not None:
+                await self._tell(nodes[left].hooks, "transition", snapshot, left, name)
+            await self._tell(refs, "state_enter", snapshot, name)
+
+    async def tell_lifecycle(self, point: str, snapshot: Snapshot) -> None:
+        output = {"output": snapshot.output} if point == "machine_end" else {}
+        await self._tell(self.machine.program.lifecycle, point, snapshot, **output)
+
+    async def _tell(self, refs: HookRefs, point: str, snapshot: Snapshot, *names: str, **output: Any) -> None:
+        if point not in self.observed.get(refs, ()):
+            return
+        context = draft_of(snapshot.root.context)
+        for hooks in _members(self.objects[refs]):
+            if point in observed_points(hooks):
+                try:
+                    await settled(getattr(hooks, POINTS[point])(*names, context, *output.values()))
+                except Exception:
+                    log.exception("observing hook %s of %s raised", POINTS[point], type(hooks).__name__)
+
+
+def _members(hooks: Any) -> Sequence[Any]:
+    return hooks.hooks if isinstance(hooks, CompositeHooks) else (hooks,)
+
+
+def _any_hooks(program: Program) -> bool:
+    return any(node.hooks for node in program.nodes.values())
+
+
+def hooks_from_module(spec: str, directory: Path) -> Any:
+    """The object that `module:name` or `file.py:name` in a project file stands for."""
+    module, _, attribute = spec.partition(":")
+    if not attribute:
+        raise BindingError("hooks object", spec, hint="write module:Class, or file.py:Class")
+    if module.endswith(".py"):
+        path = (directory / module).resolve()
+        if not path.is_file():
+            raise BindingError("hooks file", str(path))
+        specification = importlib.util.spec_from_file_location(path.stem, path)
+        assert specification is not None
+        assert specification.loader is not None
+        loaded = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(loaded)
+    else:
+        loaded = importlib.import_module(module)
+    try:
+        return getattr(loaded, attribute)
+    except AttributeError:
+        known = [n for n in vars(loaded) if not n.startswith("_")]
+        raise BindingError("hooks object", spec, known) from None

@@ -1,0 +1,311 @@
+"""The runtime: one store, and the executions that this process drives in it."""
+
+from __future__ import annotations
+
+import uuid
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+import orjson
+
+from flat.backends import open_store
+from flat.backends.liveness import this_process
+from flat.backends.protocols import CheckpointStore, Execution, Owner, Signal
+from flat.core.advance import begin, stopped
+from flat.core.codec import Codec
+from flat.core.events import Resumed, Spent, Started
+from flat.core.failure import Failure
+from flat.core.snapshot import FINISHED, Snapshot
+from flat.drivers.clock import Clock, SystemClock
+from flat.drivers.keeper import Keeper, collect_blobs, create, rebuilt, take_up
+from flat.drivers.local import Drive, InDoubt
+from flat.drivers.perform import Performer
+from flat.errors import ExecutionBusy, ExecutionError, ExecutionNotFound, IncompatibleSnapshot
+from flat.hooks import Observer, Observers
+from flat.runtime.machine import HooksOfRun, Machine, config_text, program_of
+
+LEASE_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a run came to."""
+
+    execution_id: str
+    status: str
+    output: Any
+    failure: Failure | None
+    reason: str
+    steps: int
+    spent: Spent
+    context: Mapping[str, Any]
+    node: str
+    waiting_on: tuple[str, ...] = ()
+    in_doubt: tuple[InDoubt, ...] = ()
+    """Effects that were in flight when an earlier run ended, and how they were treated."""
+    cause: BaseException | None = field(default=None, compare=False, repr=False)
+    """The exception behind a failure of this very run."""
+
+    def raise_for_failure(self) -> Outcome:
+        """Raise `ExecutionError` if the execution failed, else return self."""
+        if self.failure is not None:
+            raise ExecutionError(
+                self.failure.detail or self.failure.message, type=self.failure.type, node=self.node,
+                execution_id=self.execution_id,
+            ) from self.cause  # fmt: skip
+        return self
+
+
+@dataclass
+class Runtime:
+    """Starts, resumes, signals, cancels and inspects executions of one store.
+
+        async with Runtime("sqlite:///flat.db") as runtime:
+            outcome = await runtime.start(flat.load("machine.yml"), {"target": "Hi!"})
+
+    `store` is a URL or an open store; `None` keeps nothing. Use it as a context manager: it holds the process's
+    claim on its executions while it is open.
+    """
+
+    store: CheckpointStore | str | None = "sqlite:///flat.db"
+    observers: Sequence[Observer] = ()
+    clock: Clock = field(default_factory=SystemClock)
+    lease_seconds: float = LEASE_SECONDS
+    machines: Mapping[str, Machine] = field(default_factory=dict)
+    """Machines by name, for resuming executions without naming their files."""
+    on_token: Any = None
+
+    def __post_init__(self) -> None:
+        self._owns_store = isinstance(self.store, str)
+        self._store: CheckpointStore | None = None
+        self.owner: Owner = this_process()
+        self._driving: dict[str, Drive] = {}
+        self._watched = Observers(self.observers)
+        self._exit: Any = None
+
+    async def __aenter__(self) -> Runtime:
+        self._store = open_store(self.store) if isinstance(self.store, str) else self.store
+        if self._store is not None:
+            self._exit = self._heart()
+            await self._exit.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: Any) -> None:
+        if self._exit is not None:
+            exit_, self._exit = self._exit, None
+            await exit_.__aexit__(*exc)
+        if self._store is not None and self._owns_store:
+            with anyio.CancelScope(shield=True):
+                await self._store.close()
+        self._store = None
+
+    @asynccontextmanager
+    async def _heart(self) -> AsyncIterator[None]:
+        """Keep the leases, and hear of requests to cancel, while the runtime is open."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._beat)
+            yield
+            group.cancel_scope.cancel()
+
+    async def _beat(self) -> None:
+        assert self._store is not None
+        while True:
+            await anyio.sleep(self.lease_seconds / 3)
+            if not self._driving:
+                continue
+            await self._store.heartbeat(self.owner, now=self.clock.now(), ttl=self.lease_seconds)
+            for execution_id in await self._store.cancel_requested(self.owner.owner):
+                if (drive := self._driving.get(execution_id)) is not None:
+                    drive.cancel("requested")
+
+    def opened(self) -> CheckpointStore:
+        """The store. Raises when the runtime keeps nothing, or is not open."""
+        if self._store is None:
+            raise ExecutionError("this runtime is not open, or keeps nothing: use `async with Runtime(store)`")
+        return self._store
+
+    # -- running ----------------------------------------------------------------------
+
+    async def start(
+        self, machine: Machine, input: Mapping[str, Any] | None = None, *, execution_id: str | None = None,
+        max_steps: int | None = None, max_agent_calls: int | None = None,
+    ) -> Outcome:  # fmt: skip
+        """Run a machine until it stops or parks. Raises `ExecutionBusy` if the id is taken."""
+        execution_id = execution_id or str(uuid.uuid4())
+        hooks = HooksOfRun(machine)
+        limits = hooks.program.limits
+        event = Started(dict(input or {}), self.clock.now())
+        snapshot = begin(
+            hooks.program, execution_id, event,
+            max_steps=limits.max_steps if max_steps is None else max_steps,
+            max_agent_calls=limits.max_agent_calls if max_agent_calls is None else max_agent_calls,
+        )  # fmt: skip
+        codec = Codec(machine.bindings.types)
+        keeper: Keeper | None = None
+        if self._store is not None:
+            await self._store.put_config(hooks.program.digest, config_text(machine))
+            keeper = await create(self._store, codec, hooks.program, snapshot, self.owner, ttl=self.lease_seconds)
+            if keeper is None:
+                raise ExecutionBusy(execution_id, hint="an execution with this id exists already; resume it")
+        drive = self._drive(machine, hooks, keeper)
+        await hooks.tell_lifecycle("machine_start", snapshot)
+        return await self._run(drive, hooks, drive.start(snapshot, event))
+
+    async def resume(
+        self, execution_id: str, machine: Machine | None = None, *, max_steps: int | None = None,
+        max_agent_calls: int | None = None, adopt: bool = False, decisions: Mapping[str, Any] | None = None,
+    ) -> Outcome:  # fmt: skip
+        """Take an execution up where it is stored.
+
+        A finished one is returned as it is. `machine` defaults to the program stored with the execution, with
+        the hooks of the machine registered under its name. A machine whose program has changed is refused,
+        unless `adopt` is set and it still has the place where the execution stands.
+        """
+        store = self.opened()
+        stored = await store.load(execution_id)
+        if stored is None:
+            raise ExecutionNotFound(execution_id)
+        machine = await self._machine_for(stored.execution, machine, adopt)
+        codec = Codec(machine.bindings.types)
+        snapshot = await rebuilt(store, codec, stored)
+        if snapshot.status in FINISHED:
+            return _outcome(snapshot)
+        hooks = HooksOfRun(machine)
+        if adopt:
+            _refuse_lost_cursor(hooks, snapshot)
+        now = self.clock.now()
+        keeper = await take_up(store, codec, execution_id, self.owner, now=now, ttl=self.lease_seconds)
+        drive = self._drive(machine, hooks, keeper)
+        drive.decisions = dict(decisions or {})
+        event = Resumed(now, max_steps, max_agent_calls)
+        return await self._run(drive, hooks, drive.resume(keeper.stored, event))
+
+    def _drive(self, machine: Machine, hooks: HooksOfRun, keeper: Keeper | None) -> Drive:
+        performer = Performer(hooks.program, hooks.get, machine.agent, self.clock, self.on_token)
+        return Drive(
+            hooks.program, performer, self.clock, keeper, self._watched, machine.bindings.verifiers,
+            tell_hooks=hooks.tell if hooks.watching else None, decode=orjson.loads,
+        )  # fmt: skip
+
+    async def _run(self, drive: Drive, hooks: HooksOfRun, driving: Any) -> Outcome:
+        keeper = drive.keeper
+        key = keeper.lease.execution_id if keeper is not None else str(id(drive))
+        self._driving[key] = drive
+        try:
+            snapshot = await driving
+        finally:
+            del self._driving[key]
+            if keeper is not None:
+                with anyio.CancelScope(shield=True):
+                    await keeper.release()
+        if snapshot.status in FINISHED:
+            await hooks.tell_lifecycle("machine_end", snapshot)
+        return _outcome(snapshot, drive)
+
+    async def _machine_for(self, execution: Execution, machine: Machine | None, adopt: bool) -> Machine:
+        """The machine to resume with: the given one if its program is the stored one, else the stored program."""
+        machine = machine or self.machines.get(execution.name)
+        if machine is not None and machine.program.digest == execution.program:
+            return machine
+        if machine is not None and adopt:
+            return machine
+        if machine is not None:
+            raise IncompatibleSnapshot(
+                f'execution "{execution.execution_id}" was started with another version of machine "{execution.name}"; '
+                "resume it with the files as they were, or adopt the new ones if they still fit"
+            )
+        text = await self.opened().get_config(execution.program)
+        if text is None:
+            raise IncompatibleSnapshot(f'the program of execution "{execution.execution_id}" is not in this store')
+        program, origin = program_of(text)
+        return Machine(program, origin=origin)
+
+    # -- from outside --------------------------------------------------------------------
+
+    async def cancel(self, execution_id: str, reason: str = "") -> bool:
+        """Stop an execution for good, wherever it runs. False if it was finished already."""
+        if (drive := self._driving.get(execution_id)) is not None:
+            drive.cancel(reason)
+            return True
+        store = self.opened()
+        execution = await store.get(execution_id)
+        if execution is None:
+            raise ExecutionNotFound(execution_id)
+        if execution.status in FINISHED:
+            return False
+        try:
+            keeper = await take_up(
+                store, Codec(), execution_id, self.owner, now=self.clock.now(), ttl=self.lease_seconds
+            )
+        except ExecutionBusy:
+            return await store.request_cancel(execution_id)
+        await keeper.keep(stopped(keeper.stored, "cancelled", reason, self.clock.now()))
+        await keeper.release()
+        return True
+
+    async def signal(self, channel: str, data: Any = None, *, signal_id: str | None = None) -> str:
+        """Put a signal on a channel, durably. The same `signal_id` is delivered once."""
+        signal_id = signal_id or str(uuid.uuid4())
+        body = orjson.dumps(Codec().plain(data, "data", None))
+        await self.opened().send(
+            Signal(signal_id=signal_id, channel=channel, body=body, created_at=self.clock.now())
+        )
+        return signal_id
+
+    async def inspect(self, execution_id: str, *, at: int | None = None) -> Snapshot:
+        """The snapshot of an execution, the newest or the one at commit number `at`. Runs none of its code."""
+        store = self.opened()
+        stored = await store.load(execution_id, at=at)
+        if stored is None:
+            raise ExecutionNotFound(execution_id)
+        return await rebuilt(store, Codec(), stored)
+
+    async def snapshots(self, execution_id: str) -> Sequence[tuple[int, Snapshot]]:
+        """Every snapshot that was stored, with its commit number, oldest first."""
+        store, codec = self.opened(), Codec()
+        found: deque[tuple[int, Snapshot]] = deque()
+        blobs: dict[str, bytes] = {}
+        for seq, base, body in await store.bodies(execution_id):
+            await collect_blobs(store, body, blobs)
+            snapshot = codec.snapshot(body, blobs) if base else codec.applied(found[-1][1], body, blobs)
+            found.append((seq, snapshot))
+        if not found:
+            raise ExecutionNotFound(execution_id)
+        return tuple(found)
+
+    async def origin(self, execution_id: str) -> Path | None:
+        """Where the machine of an execution was loaded from, as far as its store knows."""
+        execution = await self.opened().get(execution_id)
+        if execution is None:
+            raise ExecutionNotFound(execution_id)
+        text = await self.opened().get_config(execution.program)
+        return None if text is None else program_of(text)[1]
+
+    async def list(self, *, status: str | None = None, limit: int | None = None) -> Sequence[Execution]:
+        """The executions of the store, newest first."""
+        return [e async for e in self.opened().find(status=status, limit=limit)]
+
+
+def _refuse_lost_cursor(hooks: HooksOfRun, snapshot: Snapshot) -> None:
+    for instance in snapshot.instances.values():
+        node = hooks.program.nodes.get(instance.node)
+        if node is None or (instance.op and node.index(instance.op) < 0):
+            raise IncompatibleSnapshot(
+                f'the new program has no "{instance.node}/{instance.op}", where execution '
+                f'"{snapshot.execution_id}" stands'
+            )
+
+
+def _outcome(snapshot: Snapshot, drive: Drive | None = None) -> Outcome:
+    root = snapshot.root
+    return Outcome(
+        execution_id=snapshot.execution_id, status=snapshot.status, output=snapshot.output, failure=snapshot.failure,
+        reason=snapshot.reason, steps=snapshot.steps, spent=snapshot.spent, context=root.context, node=root.node,
+        waiting_on=drive.waiting_on if drive else (), in_doubt=tuple(drive.in_doubt) if drive else (),
+        cause=drive.performer.last_error if drive else None,
+    )  # fmt: skip

@@ -1,0 +1,311 @@
+"""Everything about a machine that can be known before it runs, apart from the shape of its mappings.
+
+It reads the plain data, not the models: a file with a misspelt key is also told about its dead transitions.
+Texts (templates, conditions, secrets) are checked in `check_text`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from flat.errors import Location, Problem, did_you_mean, nearest
+from flat.spec.check_text import TextChecks
+from flat.spec.document import Document, Step, mapping
+from flat.spec.sources import AgentSource, CatalogueSource, MachineSource, Part
+from flat.spec.support import check_support
+
+FORGIVEN = frozenset(
+    {
+        "dead-end",
+        "duplicate-key",
+        "key",
+        "undefined-name",
+        "unknown-agent",
+        "unknown-machine",
+        "unknown-profile",
+        "unknown-state",
+    }
+)
+"""What upstream passes over: a warning under `compat`."""
+
+_NEEDS = (
+    ("execution", ("agent",), "agent"),
+    ("tool_loop", ("agent",), "agent"),
+    ("session_id", ("agent",), "agent"),
+    ("input", ("agent", "machine", "foreach"), "agent or machine"),
+    ("launch_input", ("launch",), "launch"),
+    ("as", ("foreach",), "foreach"),
+    ("key", ("foreach",), "foreach"),
+)
+"""Fields of a state that do nothing without one of some others, and the words for those."""
+
+_SETTINGS = (
+    "max_steps", "max_depth", "parallel_fallback", "backends", "agent_runners", "compat", "in_doubt",
+    "native_types",
+)  # fmt: skip
+_PERSISTENCE = ("enabled", "backend", "db_path", "checkpoint_on")
+_MODEL = (
+    "name", "provider", "profile", "temperature", "max_tokens", "top_p", "top_k", "frequency_penalty",
+    "presence_penalty", "seed", "base_url", "stream", "stream_options", "backend", "api", "oauth", "type",
+    "model", "timeout", "max_retries", "num_retries", "api_key", "api_base", "reasoning_effort", "extra_body",
+    "drop_params", "tool_choice", "stop", "n", "top_logprobs", "logprobs", "user", "response_format",
+    "headers", "min_p", "extra_headers", "max_completion_tokens", "api_version", "parallel_tool_calls",
+)  # fmt: skip
+"""Known keys of open mappings: keys very near to one of them are probably misspelt."""
+
+
+def check_machine(source: MachineSource) -> list[Problem]:
+    """All problems of a loaded machine, errors and warnings, in file order."""
+    found = check_document(source.document, source.agents, source.catalogue, source.compat)
+    return sorted(found, key=lambda problem: (_place(problem), problem.code))
+
+
+def _place(problem: Problem) -> tuple[str, int, int]:
+    at = problem.location
+    return (at.file, at.line, at.column) if at else ("", 0, 0)
+
+
+def check_document(
+    document: Document,
+    agents: Mapping[str, AgentSource],
+    catalogue: CatalogueSource | None,
+    compat: bool,
+) -> list[Problem]:
+    """The problems of a machine's document, in no particular order."""
+    checks = _Checks(document, agents, catalogue)
+    checks.run()
+    if not compat:
+        return checks.problems
+    return [replace(p, severity="warning") if p.code in FORGIVEN else p for p in checks.problems]
+
+
+class _Checks:
+    """One pass over one machine."""
+
+    def __init__(
+        self, document: Document, agents: Mapping[str, AgentSource], catalogue: CatalogueSource | None
+    ) -> None:
+        self.data = Part(value=mapping(document.get(("data",))), document=document, path=("data",))
+        self.agents = agents
+        self.catalogue = catalogue
+        self.problems: list[Problem] = []
+        self.states: Mapping[str, Mapping[str, Any]] = {
+            name: mapping(state) for name, state in mapping(self.data.value.get("states")).items()
+        }
+
+    def run(self) -> None:
+        if self._has_states():
+            self._initial()
+            for name, state in self.states.items():
+                self._state(name, state)
+            self._reachable()
+        self._near_misses(("settings",), _SETTINGS)
+        self._near_misses(("persistence",), _PERSISTENCE)
+        self.problems += check_support(self.data)
+        self._catalogue()
+        for agent in self.agents.values():
+            self._agent(agent)
+        self.problems += TextChecks(self.data, self.states, self.agents, self.catalogue).run()
+
+    def _say(
+        self,
+        code: str,
+        said: str,
+        path: tuple[Step, ...],
+        hint: str = "",
+        *,
+        warn: bool = False,
+        key: bool = False,
+    ) -> None:
+        place = self.data.locate(*path, key=key)
+        if place is None and path:
+            said = f"{'.'.join(map(str, ('data', *path)))}: {said}"
+        self.problems.append(Problem(code, said, place, hint, "warning" if warn else "error"))
+
+    def _has_states(self) -> bool:
+        states = self.data.value.get("states")
+        if states is not None and not isinstance(states, Mapping):
+            return False
+        if not self.states and not any(nearest(key, ("states",)) for key in self.data.value):
+            path = ("states",) if "states" in self.data.value else ()
+            self._say(
+                "no-states", "the machine has no states", path, "add at least one under data.states", key=True
+            )
+        elif not self.states and "states" in self.data.value:
+            self._say("no-states", "the machine has no states", ("states",), "add at least one", key=True)
+        return bool(self.states)
+
+    def _initial(self) -> None:
+        marked = [name for name, state in self.states.items() if state.get("type") == "initial"]
+        for name in marked[1:]:
+            said = f'"{name}" is a second initial state; "{marked[0]}" is the first'
+            self._say("initial", said, ("states", name, "type"), "a run begins in one place: keep one")
+
+    def _state(self, name: str, state: Mapping[str, Any]) -> None:
+        self._targets(name, state)
+        self._names(name, state)
+        final = state.get("type") == "final"
+        transitions = state.get("transitions")
+        if self.data.document.get(("data", "states", name)) is not None:
+            self._ends(name, state, final, transitions)
+        for field, others, words in _NEEDS:
+            if state.get(field) and not any(state.get(other) for other in others):
+                said = f'"{field}" does nothing in this state, which has no {words}'
+                self._say("unused", said, ("states", name, field), warn=True, key=True)
+        if state.get("output") and not final:
+            hint = "to keep a value, use output_to_context"
+            self._say("unused", '"output" is only used in a final state', ("states", name, "output"), hint,
+                      warn=True, key=True)  # fmt: skip
+        if state.get("foreach") and not state.get("machine"):
+            self._say("foreach", '"foreach" needs a "machine" to run', ("states", name, "foreach"), key=True)
+
+    def _ends(self, name: str, state: Mapping[str, Any], final: bool, transitions: Any) -> None:
+        if final and transitions:
+            said = f'the final state "{name}" has transitions, which are never taken'
+            self._say("final-transitions", said, ("states", name, "transitions"), warn=True, key=True)
+        elif not final and not transitions and not any(nearest(key, ("transitions",)) for key in state):
+            hint = "add transitions, or `type: final`"
+            said = f'the state "{name}" has no transitions and is not final: a run would be stuck in it'
+            self._say("dead-end", said, ("states", name), hint, key=True)
+
+    def _targets(self, name: str, state: Mapping[str, Any]) -> None:
+        """Whether every target is a state, and every transition can be taken."""
+        certain = False
+        for index, transition in enumerate(_list(state.get("transitions"))):
+            path = ("states", name, "transitions", index)
+            if not isinstance(transition, Mapping):
+                continue
+            if certain:
+                said = "this transition is never reached: the one before it is always taken"
+                self._say("dead-transition", said, path, warn=True)
+            condition = transition.get("condition")
+            certain = certain or condition is None or (isinstance(condition, str) and not condition.strip())
+            self._target(transition.get("to"), (*path, "to"))
+        on_error = state.get("on_error")
+        self._target(on_error, ("states", name, "on_error"))
+        for failure, target in mapping(on_error).items():
+            self._target(target, ("states", name, "on_error", failure))
+
+    def _target(self, target: Any, path: tuple[Step, ...]) -> None:
+        if isinstance(target, str) and target and target not in self.states:
+            self._say("unknown-state", f'there is no state "{target}"', path, self._near(target, self.states))
+
+    def _near(self, name: str, known: Iterable[str]) -> str:
+        """A suggestion; none when there are so many problems that finding it would take long."""
+        return did_you_mean(name, known) if len(self.problems) < 100 else ""
+
+    def _names(self, name: str, state: Mapping[str, Any]) -> None:
+        agents = mapping(self.data.value.get("agents"))
+        machines = mapping(self.data.value.get("machines"))
+        self._known("agent", state.get("agent"), agents, ("states", name, "agent"))
+        for field in ("machine", "launch"):
+            value = state.get(field)
+            self._known("machine", value, machines, ("states", name, field))
+            for index, entry in enumerate(_list(value)):
+                path = ("states", name, field, index)
+                if isinstance(entry, Mapping):
+                    self._known("machine", entry.get("name"), machines, (*path, "name"))
+                else:
+                    self._known("machine", entry, machines, path)
+
+    def _known(self, kind: str, name: Any, known: Mapping[str, Any], path: tuple[Step, ...]) -> None:
+        if isinstance(name, str) and name and name not in known:
+            hint = self._near(name, known) or f"add it under data.{kind}s"
+            self._say(f"unknown-{kind}", f'there is no {kind} "{name}"', path, hint)
+
+    def _reachable(self) -> None:
+        seen: set[str] = set()
+        ahead = [self._first()]
+        while ahead:
+            name = ahead.pop()
+            if name not in seen and name in self.states:
+                seen.add(name)
+                ahead += _exits(self.states[name])
+        for name in self.states:
+            if name not in seen:
+                self._say("unreachable", f'no transition leads to the state "{name}"', ("states", name),
+                          warn=True, key=True)  # fmt: skip
+
+    def _first(self) -> str:
+        marked = [name for name, state in self.states.items() if state.get("type") == "initial"]
+        return marked[0] if marked else "start" if "start" in self.states else next(iter(self.states))
+
+    def _near_misses(self, path: tuple[str, ...], known: tuple[str, ...]) -> None:
+        part = Part(
+            value=mapping(self.data.document.get((*self.data.path, *path))),
+            document=self.data.document,
+            path=(*self.data.path, *path),
+        )
+        self.problems += near_misses(part, known, ".".join(path))
+
+    def _agent(self, agent: AgentSource) -> None:
+        if agent.type != "flatagent" or agent.file is None:
+            return
+        field = "model" if agent.shape == "legacy" else "profile"
+        part = agent.file
+        wanted = agent.model
+        path: tuple[Step, ...] = ("data", field)
+        if agent.shape == "legacy" and isinstance(wanted, Mapping):
+            self.problems += near_misses(
+                Part(value=wanted, document=part.document, path=(*part.path, *path)), _MODEL, "model"
+            )
+            wanted, path = wanted.get("profile"), (*path, "profile")
+        if isinstance(wanted, str):
+            self._profile(wanted, part.locate(*path))
+
+    def _profile(self, name: str, place: Location | None) -> None:
+        if self.catalogue is None:
+            hint = "add a profiles.yml beside the machine"
+            said = f'the profile "{name}" cannot be looked up: there is no catalogue'
+            self.problems.append(Problem("unknown-profile", said, place, hint, "warning"))
+        elif name not in self.catalogue.profiles:
+            hint = did_you_mean(name, self.catalogue.profiles)
+            self.problems.append(Problem("unknown-profile", f'there is no profile "{name}"', place, hint))
+
+    def _catalogue(self) -> None:
+        if self.catalogue is None:
+            return
+        for field in ("default", "override"):
+            name = getattr(self.catalogue, field)
+            if name is not None and name not in self.catalogue.profiles:
+                hint = did_you_mean(str(name), self.catalogue.profiles)
+                place = self.catalogue.part.locate(field)
+                self.problems.append(Problem("unknown-profile", f'there is no profile "{name}"', place, hint))
+        part = self.catalogue.part
+        for name, profile in self.catalogue.profiles.items():
+            if profile.get("type", "llm") == "llm":
+                path = (*part.path, "model_profiles", name)
+                self.problems += near_misses(
+                    Part(value=profile, document=part.document, path=path), _MODEL, "model"
+                )
+
+
+def near_misses(part: Part, known: tuple[str, ...], words: str) -> list[Problem]:
+    """Warnings about keys of an open mapping that look like misspelt known ones."""
+    found = []
+    for key in part.value:
+        if key not in known and len(key) > 3 and (meant := nearest(key, known)) and _similar(key, meant):
+            said = f'"{key}" is not a known key of {words}'
+            hint = f'did you mean "{meant}"?'
+            found.append(Problem("unknown-setting", said, part.locate(key, key=True), hint, "warning"))
+    return found
+
+
+def _similar(key: str, meant: str) -> bool:
+    """Near enough for a key that may well be meant as it is: nearly all characters in common."""
+    return abs(len(key) - len(meant)) <= 1 and len(set(key) ^ set(meant)) <= 2 and key[0] == meant[0]
+
+
+def _exits(state: Mapping[str, Any]) -> Iterator[str]:
+    for transition in _list(state.get("transitions")):
+        if isinstance(target := mapping(transition).get("to"), str):
+            yield target
+    on_error = state.get("on_error")
+    targets = [on_error] if isinstance(on_error, str) else list(mapping(on_error).values())
+    yield from (target for target in targets if isinstance(target, str))
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

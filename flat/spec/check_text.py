@@ -1,0 +1,232 @@
+"""What can be known about the texts of a machine: templates, conditions, secrets written out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from flat.core.condition import Condition
+from flat.core.template import Template, compile_text
+from flat.errors import ExpressionError, Problem, nearest
+from flat.spec.document import Step, mapping
+from flat.spec.sources import AgentSource, CatalogueSource, Part
+
+_INPUT = re.compile(r"\binput\.([A-Za-z_]\w*)")
+_CONTEXT = re.compile(r"\bcontext\.([A-Za-z_]\w*)")
+_TEXT = re.compile(r"'[^'\n]*'|\"[^\"\n]*\"")
+_CODE = re.compile(r"\{\{.*?\}\}|\{%.*?%\}", re.DOTALL)
+_BARE = re.compile(r"(?:context|input|output)(?:\.[A-Za-z_]\w*)*")
+_SECRET_KEY = re.compile(r"(?:^|_)(?:api_?key|token|secret|password)$", re.IGNORECASE)
+_SECRET_VALUE = re.compile(r"(?:sk|pk|ghp|xoxb|AKIA)[-_A-Z0-9a-z]{12,}")
+_REFERENCE = re.compile(r"\$\{|\{\{|^env:|^secret\(")
+
+_GIVEN = ("last_error", "last_error_type", "machine")
+"""Context keys that the engine sets."""
+
+_STATE = frozenset({"context", "input"})
+_SCOPES: tuple[tuple[str, frozenset[str]], ...] = (
+    ("input", _STATE),
+    ("launch_input", _STATE),
+    ("wait_for", _STATE),
+    ("foreach", _STATE),
+    ("session_id", _STATE),
+    ("timeout", _STATE),
+    ("tool_loop", _STATE),
+    ("output", frozenset({"context"})),
+)
+"""Fields of a state that are rendered, and what their templates see."""
+
+_PROMPT = frozenset({"input", "model", "tools", "tools_prompt"})
+_PROMPT_SCOPES = {
+    "system": _PROMPT,
+    "user": _PROMPT,
+    "instruction_suffix": _PROMPT,
+    "post_history_instructions": _PROMPT | {"context"},
+}
+
+
+class TextChecks:
+    """One pass over all texts of one machine."""
+
+    def __init__(
+        self,
+        data: Part,
+        states: Mapping[str, Mapping[str, Any]],
+        agents: Mapping[str, AgentSource],
+        catalogue: CatalogueSource | None,
+    ) -> None:
+        self.data = data
+        self.states = states
+        self.agents = agents
+        self.catalogue = catalogue
+        self.problems: list[Problem] = []
+        self.declared = {*_GIVEN, *mapping(data.value.get("context"))}
+        for state in states.values():
+            self.declared.update(mapping(state.get("output_to_context")))
+
+    def run(self) -> list[Problem]:
+        self._templates(self.data, ("context",), self.data.value.get("context"), frozenset({"input"}))
+        for name, state in self.states.items():
+            self._state(name, state)
+        for agent in self.agents.values():
+            self._prompt(agent)
+        self._secrets()
+        return self.problems
+
+    def _state(self, name: str, state: Mapping[str, Any]) -> None:
+        at = ("states", name)
+        item = str(state.get("as") or "item")
+        for field, scope in _SCOPES:
+            if field == "input" and state.get("foreach"):
+                scope = scope | {item}
+            if field in state:
+                self._templates(self.data, (*at, field), state[field], scope, in_state=True)
+        self._templates(self.data, (*at, "key"), state.get("key"), _STATE | {item, "output"}, in_state=True)
+        for key, value in mapping(state.get("output_to_context")).items():
+            if isinstance(value, str):
+                scope = _STATE | {"output"}
+                self._template(self.data, (*at, "output_to_context", key), value, scope, in_state=True)
+        for index, transition in enumerate(_list(state.get("transitions"))):
+            condition = mapping(transition).get("condition")
+            if isinstance(condition, str):
+                self._condition((*at, "transitions", index, "condition"), condition)
+
+    def _templates(
+        self, part: Part, path: tuple[Step, ...], value: Any, scope: frozenset[str], *, in_state: bool = False
+    ) -> None:
+        """Check what is rendered of a value: texts in mappings at any depth, and directly in lists."""
+        if isinstance(value, str):
+            self._template(part, path, value, scope, in_state=in_state)
+        elif isinstance(value, Mapping):
+            for key, item in value.items():
+                self._templates(part, (*path, key), item, scope, in_state=in_state)
+        elif isinstance(value, list):
+            for index, item in enumerate(value):
+                if isinstance(item, str):
+                    self._template(part, (*path, index), item, scope, in_state=in_state)
+
+    def _template(
+        self, part: Part, path: tuple[Step, ...], text: str, scope: frozenset[str], *, in_state: bool = False
+    ) -> None:
+        if "{" in text:
+            template = compile_text(text) if part is not self.data else Template(text)
+            code = "template"
+            try:
+                template.check()
+                code = "undefined-name"
+                template.check(scope)
+            except ExpressionError as error:
+                self._expression(code, part, path, error)
+                return
+        if in_state:
+            self._declared(path, text)
+
+    def _condition(self, path: tuple[Step, ...], text: str) -> None:
+        if not text.strip():
+            return
+        try:
+            Condition(text).check()
+        except ExpressionError as error:
+            self._expression("condition", self.data, path, error)
+            return
+        self._undeclared(path, text, _TEXT.sub(lambda found: " " * len(found.group()), text), _CONTEXT)
+
+    def _expression(self, code: str, part: Part, path: tuple[Step, ...], error: ExpressionError) -> None:
+        place = part.locate(*path) if error.offset is None else part.locate_in(*path, offset=error.offset)
+        said = error.message
+        if place is None:
+            said = f"{'.'.join(map(str, (*part.path, *path)))}: {said}"
+        self.problems.append(Problem(code, said, place, error.hint))
+
+    def _declared(self, path: tuple[Step, ...], text: str) -> None:
+        """Warn of names in `text` that nothing puts into the context."""
+        if _BARE.fullmatch(text.strip()):
+            code = text
+        elif "{" in text:
+            code = "".join(char if inside else " " for char, inside in zip(text, _inside(text), strict=True))
+        else:
+            return
+        self._undeclared(path, text, code, _INPUT)
+        self._undeclared(path, text, code, _CONTEXT)
+
+    def _undeclared(self, path: tuple[Step, ...], text: str, code: str, pattern: re.Pattern[str]) -> None:
+        for found in pattern.finditer(code):
+            name = found[1]
+            if name in self.declared:
+                continue
+            meant = nearest(name, sorted(self.declared))
+            if pattern is _INPUT:
+                said = (
+                    f"input.{name} is used in a state, where input is the context, which does not declare it"
+                )
+                hint = (
+                    f'did you mean "{meant}"?'
+                    if meant
+                    else f'add {name}: "{{{{ input.{name} }}}}" to data.context'
+                )
+            elif meant:
+                said, hint = f"nothing puts {name} into the context", f'did you mean "{meant}"?'
+            else:
+                continue
+            place = self.data.locate_in(*path, offset=found.start())
+            self.problems.append(
+                Problem(
+                    "undeclared", said, place and replace(place, width=len(found.group())), hint, "warning"
+                )
+            )
+
+    def _prompt(self, agent: AgentSource) -> None:
+        if agent.prompt is None:
+            return
+        for field, scope in _PROMPT_SCOPES.items():
+            text = agent.prompt.value.get(field)
+            if isinstance(text, str):
+                self._template(agent.prompt, (field,), text, scope)
+
+    def _secrets(self) -> None:
+        places: list[tuple[Part, tuple[Step, ...], Any]] = [
+            (self.data, (field,), self.data.value.get(field))
+            for field in ("settings", "persistence", "agents")
+        ]
+        places += [(a.file, (), a.file.value) for a in self.agents.values() if a.file and not a.file.path]
+        if self.catalogue is not None:
+            places.append((self.catalogue.part, (), self.catalogue.part.value))
+        for part, path, value in places:
+            for found in _literal_secrets(value):
+                place = part.locate(*path, *found)
+                hidden = replace(place, text="") if place else None
+                said = f"{found[-1]} is a secret written into a file"
+                hint = f"name an environment variable instead: {found[-1]}: ${{env:NAME}}"
+                self.problems.append(Problem("secret", said, hidden, hint, "warning"))
+
+
+def _inside(text: str) -> list[bool]:
+    """Which characters of a template stand inside `{{ }}` or `{% %}`, and in no text of those."""
+    flags = [False] * len(text)
+    for found in _CODE.finditer(text):
+        flags[found.start() : found.end()] = [True] * len(found.group())
+        for quoted in _TEXT.finditer(text, found.start(), found.end()):
+            flags[quoted.start() : quoted.end()] = [False] * len(quoted.group())
+    return flags
+
+
+def _literal_secrets(value: Any, path: tuple[Step, ...] = ()) -> Iterator[tuple[Step, ...]]:
+    entries: Iterable[tuple[Step, Any]] = ()
+    if isinstance(value, Mapping):
+        entries = value.items()
+    elif isinstance(value, list):
+        entries = enumerate(value)
+    for key, item in entries:
+        here = (*path, key)
+        if isinstance(item, str):
+            named = isinstance(key, str) and _SECRET_KEY.search(key) is not None
+            if item and (named or _SECRET_VALUE.fullmatch(item)) and not _REFERENCE.search(item):
+                yield here
+        else:
+            yield from _literal_secrets(item, here)
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

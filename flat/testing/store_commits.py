@@ -1,0 +1,528 @@
+"""Checks of the writing half of a store: births, commits, leases, cancellation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from flat.backends.liveness import this_process
+from flat.backends.protocols import Head, Lease
+from flat.errors import BackendError, ExecutionBusy, ExecutionNotFound, StaleSnapshot
+from flat.testing.store_case import (
+    ALICE, BOB, TTL, Checks, Place, begin, birth, execution, newest, refused, signal, signal_ids, step, waiting,
+)  # fmt: skip
+
+LONE = Checks()
+SHARED = Checks()
+
+
+@LONE
+async def a_new_execution_is_stored_with_its_columns_and_first_body(place: Place) -> None:
+    store = place.open()
+    new = birth("e1", name="n", kind="tree", program="p", status="waiting", parent="e0", wake_at=5.5, channels=("a", "b"))
+    assert await store.create(new)
+    assert await execution(store) == replace(new.execution, token=(await execution(store)).token)
+    assert await store.bodies("e1") == [(0, True, b"body 0")]
+
+
+@LONE
+async def an_id_is_born_once(place: Place) -> None:
+    store = place.open()
+    assert await store.create(birth(body=b"first"))
+    assert not await store.create(birth(body=b"second", status="done"))
+    assert await store.bodies("e1") == [(0, True, b"first")]
+    assert (await execution(store)).status == "running"
+
+
+@LONE
+async def a_newborn_has_no_owner_whatever_its_columns_say(place: Place) -> None:
+    store = place.open()
+    await store.create(birth(owner="somebody", token=77))
+    assert (await execution(store)).owner is None
+    await store.acquire("e1", ALICE, now=0, ttl=TTL)
+
+
+@LONE
+async def commits_append_bodies_in_order(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    for seq in range(1, 6):
+        await store.commit(step(lease, seq))
+    assert [body for _, _, body in await store.bodies("e1")] == [f"body {n}".encode() for n in range(6)]
+
+
+@LONE
+async def a_plain_commit_changes_number_and_time_and_no_other_column(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    before = await execution(store)
+    await store.commit(step(lease, 1))
+    assert await execution(store) == replace(before, seq=1, updated_at=1001.0)
+
+
+@LONE
+async def a_taken_number_is_refused(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    await store.commit(step(lease, 1))
+    async with refused(StaleSnapshot):
+        await store.commit(step(lease, 1, b"other"))
+    async with refused(StaleSnapshot):
+        await store.commit(step(lease, 0, b"other"))
+    assert await store.bodies("e1") == [(0, True, b"body 0"), (1, False, b"body 1")]
+
+
+@LONE
+async def a_gap_is_refused(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    async with refused(StaleSnapshot):
+        await store.commit(step(lease, 2))
+    await store.commit(step(lease, 1))
+    async with refused(StaleSnapshot):
+        await store.commit(step(lease, 3))
+    assert await newest(store) == 1
+
+
+@LONE
+async def a_refused_commit_may_be_followed_by_the_right_one(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    async with refused(StaleSnapshot):
+        await store.commit(step(lease, 5, head=waiting("c1")))
+    await store.commit(step(lease, 1, head=waiting("c2")))
+    assert (await execution(store)).channels == ("c2",)
+
+
+@LONE
+async def every_acquisition_has_a_higher_token(place: Place) -> None:
+    store = place.open()
+    await store.create(birth())
+    tokens = [(await store.acquire("e1", ALICE, now=n, ttl=TTL)).token for n in range(4)]
+    assert tokens == sorted(set(tokens))
+    assert (await execution(store)).token == tokens[-1]
+    assert (await execution(store)).owner == "alice"
+
+
+@LONE
+async def an_older_lease_of_the_same_owner_is_refused(place: Place) -> None:
+    store = place.open()
+    old = await begin(store)
+    new = await store.acquire("e1", ALICE, now=1001, ttl=TTL)
+    async with refused(StaleSnapshot):
+        await store.commit(step(old, 1))
+    await store.commit(step(new, 1))
+
+
+@LONE
+async def an_invented_lease_is_refused(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    for token in (lease.token + 1, lease.token - 1):
+        async with refused(StaleSnapshot):
+            await store.commit(step(replace(lease, token=token), 1))
+    async with refused(StaleSnapshot):
+        await store.commit(step(Lease(execution_id="nobody", owner="alice", token=1), 1))
+    assert await newest(store) == 0
+
+
+@LONE
+async def an_execution_that_is_driven_cannot_be_acquired(place: Place) -> None:
+    store = place.open()
+    await begin(store, now=1000)
+    async with refused(ExecutionBusy):
+        await store.acquire("e1", BOB, now=1000 + TTL - 1, ttl=TTL)
+    assert (await execution(store)).owner == "alice"
+
+
+@LONE
+async def an_owner_that_is_silent_for_longer_than_its_ttl_loses_the_execution(place: Place) -> None:
+    store = place.open()
+    zombie = await begin(store, now=1000)
+    lease = await store.acquire("e1", BOB, now=1000 + TTL + 1, ttl=TTL)
+    async with refused(StaleSnapshot):
+        await store.commit(step(zombie, 1, b"from the dead"))
+    await store.commit(step(lease, 1))
+    assert await store.bodies("e1") == [(0, True, b"body 0"), (1, False, b"body 1")]
+
+
+@LONE
+async def the_ttl_that_counts_is_the_owners_own(place: Place) -> None:
+    store = place.open()
+    await store.create(birth())
+    await store.acquire("e1", ALICE, now=1000, ttl=500)
+    async with refused(ExecutionBusy):
+        await store.acquire("e1", BOB, now=1400, ttl=1)
+
+
+@LONE
+async def a_heartbeat_keeps_all_leases_of_its_owner(place: Place) -> None:
+    store = place.open()
+    for name in ("e1", "e2", "e3"):
+        await begin(store, name, now=1000)
+    await store.heartbeat(ALICE, now=1000 + TTL, ttl=TTL)
+    for name in ("e1", "e2", "e3"):
+        async with refused(ExecutionBusy):
+            await store.acquire(name, BOB, now=1000 + TTL + 10, ttl=TTL)
+    await store.acquire("e1", BOB, now=1001 + 2 * TTL, ttl=TTL)
+
+
+@LONE
+async def a_living_process_of_this_host_keeps_its_lease(place: Place) -> None:
+    store = place.open()
+    await begin(store, owner=this_process("us"), now=1000)
+    async with refused(ExecutionBusy):
+        await store.acquire("e1", BOB, now=1001, ttl=TTL)
+
+
+@LONE
+async def a_dead_process_of_this_host_loses_its_lease_at_once(place: Place) -> None:
+    store = place.open()
+    us = this_process("dead")
+    reused = replace(us, started="1", boot=us.boot) if us.started else replace(us, pid=2**22 + 12345)
+    await begin(store, owner=reused, now=1000)
+    await store.acquire("e1", BOB, now=1000, ttl=TTL)
+
+
+@LONE
+async def nobody_can_acquire_what_does_not_exist(place: Place) -> None:
+    async with refused(ExecutionNotFound):
+        await place.open().acquire("nobody", ALICE, now=0, ttl=TTL)
+
+
+@LONE
+async def a_released_execution_is_free(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    await store.release(lease)
+    assert (await execution(store)).owner is None
+    taken = await store.acquire("e1", BOB, now=1000, ttl=TTL)
+    assert taken.token > lease.token
+
+
+@LONE
+async def a_lease_that_was_given_back_no_longer_commits(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    await store.release(lease)
+    async with refused(StaleSnapshot):
+        await store.commit(step(lease, 1))
+    assert await newest(store) == 0
+
+
+@LONE
+async def releasing_a_lost_lease_does_not_disturb_the_new_owner(place: Place) -> None:
+    store = place.open()
+    old = await begin(store)
+    new = await store.acquire("e1", BOB, now=2000, ttl=TTL)
+    await store.release(old)
+    await store.release(replace(new, execution_id="nobody"))
+    assert (await execution(store)).owner == "bob"
+    await store.commit(step(new, 1))
+
+
+@LONE
+async def a_commit_can_give_the_lease_back(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    await store.commit(step(lease, 1, head=waiting("c1"), release=True))
+    found = await execution(store)
+    assert (found.owner, found.status, found.seq) == (None, "waiting", 1)
+    async with refused(StaleSnapshot):
+        await store.commit(step(lease, 2))
+    await store.commit(step(await store.acquire("e1", BOB, now=1000, ttl=TTL), 2))
+
+
+@LONE
+async def a_head_changes_status_timer_and_channels(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    await store.commit(step(lease, 1, head=waiting("a", "b", wake_at=7.25)))
+    found = await execution(store)
+    assert (found.status, found.wake_at, found.channels) == ("waiting", 7.25, ("a", "b"))
+    await store.commit(step(lease, 2, head=Head(status="running")))
+    found = await execution(store)
+    assert (found.status, found.wake_at, found.channels) == ("running", None, ())
+
+
+@LONE
+async def a_commit_stores_everything_it_brings(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    await store.send(signal("in"))
+    await store.commit(
+        step(
+            lease, 1, base=True, head=waiting("x"), log=(b"one", b"two"), blobs={"d1": b"blob"},
+            consume=("in",), send=(signal("out", "c2"),), births=(birth("child", parent="e1"),),
+        )
+    )  # fmt: skip
+    stored = await store.load("e1")
+    assert stored is not None
+    assert stored.bodies == [(1, b"body 1")]
+    assert stored.log == [b"one", b"two"]
+    assert await store.get_blob("d1") == b"blob"
+    assert await signal_ids(store) == ["out"]
+    assert (await execution(store, "child")).parent == "e1"
+
+
+@LONE
+async def a_refused_commit_stores_nothing(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    await store.send(signal("in"))
+    async with refused(StaleSnapshot):
+        await store.commit(
+            step(
+                lease, 7, head=waiting("x"), log=(b"one",), consume=("in",),
+                send=(signal("out"),), births=(birth("child"),),
+            )
+        )  # fmt: skip
+    stored = await store.load("e1")
+    assert stored is not None
+    assert (stored.execution.status, stored.execution.channels) == ("running", ())
+    assert (stored.bodies, list(stored.log)) == ([(0, b"body 0")], [])
+    assert await signal_ids(store) == ["in"]
+    assert await store.get("child") is None
+
+
+@LONE
+async def consuming_a_signal_that_is_gone_fails_the_whole_commit(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    await store.send(signal("here"))
+    async with refused(StaleSnapshot):
+        await store.commit(
+            step(
+                lease, 1, head=waiting("x"), log=(b"line",), consume=("here", "gone"),
+                send=(signal("out"),), births=(birth("child"),),
+            )
+        )  # fmt: skip
+    assert await signal_ids(store) == ["here"]
+    assert await store.get("child") is None
+    assert await newest(store) == 0
+    assert (await execution(store)).status == "running"
+    await store.commit(step(lease, 1, consume=("here",)))
+
+
+@LONE
+async def a_signal_is_consumed_by_one_of_two(place: Place) -> None:
+    store = place.open()
+    first, second = await begin(store, "e1"), await begin(store, "e2")
+    await store.send(signal("s"))
+    await store.commit(step(first, 1, consume=("s",)))
+    async with refused(StaleSnapshot):
+        await store.commit(step(second, 1, consume=("s",)))
+    assert await newest(store, "e2") == 0
+
+
+@LONE
+async def a_signal_consumed_twice_in_one_commit_fails_it(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    await store.send(signal("s"))
+    async with refused(StaleSnapshot):
+        await store.commit(step(lease, 1, consume=("s", "s")))
+    assert await signal_ids(store) == ["s"]
+
+
+@LONE
+async def a_commit_does_not_bear_again_what_lives_already(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    await store.create(birth("child", b"first"))
+    await store.commit(step(lease, 1, births=(birth("child", b"second"), birth("other"))))
+    assert await store.bodies("child") == [(0, True, b"first")]
+    assert await store.get("other") is not None
+
+
+@LONE
+async def a_commit_does_not_send_again_what_was_sent(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    await store.send(signal("s", body=b"first"))
+    await store.commit(step(lease, 1, send=(signal("s", body=b"second"), signal("t"))))
+    assert {one.signal_id: one.body for one in await store.signals()} == {"s": b"first", "t": b"payload"}
+
+
+@LONE
+async def one_commit_may_name_the_same_new_thing_twice(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    twice = (birth("child", b"first"), birth("child", b"second"))
+    await store.commit(step(lease, 1, births=twice, send=(signal("s", body=b"1"), signal("s", body=b"2"))))
+    assert await store.bodies("child") == [(0, True, b"first")]
+    assert [one.body for one in await store.signals()] == [b"1"]
+
+
+@LONE
+async def a_request_to_cancel_reaches_the_owner(place: Place) -> None:
+    store = place.open()
+    await begin(store, "e1")
+    await begin(store, "e2", BOB)
+    assert await store.request_cancel("e1")
+    assert await store.request_cancel("e1")
+    assert list(await store.cancel_requested("alice")) == ["e1"]
+    assert list(await store.cancel_requested("bob")) == []
+
+
+@LONE
+async def a_request_to_cancel_waits_for_the_next_owner(place: Place) -> None:
+    store = place.open()
+    await store.create(birth())
+    assert await store.request_cancel("e1")
+    assert list(await store.cancel_requested("bob")) == []
+    await store.acquire("e1", BOB, now=0, ttl=TTL)
+    assert list(await store.cancel_requested("bob")) == ["e1"]
+
+
+@LONE
+async def a_request_to_cancel_is_answered_by_becoming_cancelled(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    await store.request_cancel("e1")
+    await store.commit(step(lease, 1, head=Head(status="running")))
+    assert list(await store.cancel_requested("alice")) == ["e1"]
+    await store.commit(step(lease, 2, head=Head(status="cancelled")))
+    assert list(await store.cancel_requested("alice")) == []
+
+
+@LONE
+async def what_does_not_exist_cannot_be_cancelled(place: Place) -> None:
+    assert not await place.open().request_cancel("nobody")
+
+
+@LONE
+async def a_deleted_execution_is_gone(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    await store.commit(step(lease, 1, log=(b"line",), head=waiting("c1", wake_at=1.0)))
+    assert await store.delete("e1")
+    assert not await store.delete("e1")
+    assert await store.get("e1") is None
+    assert await store.load("e1") is None
+    assert list(await store.bodies("e1")) == []
+    assert [one async for one in store.find()] == []
+    assert [one async for one in store.find(channel="c1")] == []
+    async with refused(StaleSnapshot):
+        await store.commit(step(lease, 2))
+
+
+@LONE
+async def a_lease_on_a_deleted_execution_does_not_fit_its_namesake(place: Place) -> None:
+    store = place.open()
+    old = await begin(store)
+    await store.delete("e1")
+    await store.create(birth())
+    async with refused(StaleSnapshot):
+        await store.commit(step(old, 1))
+    new = await store.acquire("e1", BOB, now=0, ttl=TTL)
+    assert new.token > old.token
+    async with refused(StaleSnapshot):
+        await store.commit(step(old, 1))
+    await store.commit(step(new, 1))
+    stored = await store.load("e1")
+    assert stored is not None
+    assert (stored.bodies, list(stored.log)) == ([(0, b"body 0"), (1, b"body 1")], [])
+
+
+@LONE
+async def a_closed_store_says_so_or_still_answers(place: Place) -> None:
+    store = place.open()
+    await begin(store)
+    await store.close()
+    await store.close()
+    try:
+        await store.create(birth("e2"))
+    except BackendError as error:
+        assert "closed" in str(error)
+
+
+@SHARED
+async def an_execution_outlives_its_store_object(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    await store.commit(step(lease, 1, log=(b"line",), head=waiting("c1", wake_at=9.0), blobs={"d": b"blob"}))
+    before, stored = await execution(store), await store.load("e1")
+    await store.send(signal("s"))
+    await store.put_config("p", b"text")
+    await store.request_cancel("e1")
+    store = await place.reopen(store)
+    assert await execution(store) == before
+    assert await store.load("e1") == stored
+    assert await signal_ids(store) == ["s"]
+    assert await store.get_config("p") == b"text"
+    assert await store.get_blob("d") == b"blob"
+    assert list(await store.cancel_requested("alice")) == ["e1"]
+
+
+@SHARED
+async def a_lease_outlives_its_store_object(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store, now=1000)
+    await store.commit(step(lease, 1))
+    store = await place.reopen(store)
+    async with refused(ExecutionBusy):
+        await store.acquire("e1", BOB, now=1001, ttl=TTL)
+    async with refused(StaleSnapshot):
+        await store.commit(step(lease, 3))
+    await store.commit(step(lease, 2))
+    assert await newest(store) == 2
+
+
+@SHARED
+async def two_store_objects_see_each_others_writes(place: Place) -> None:
+    one, other = place.open(), place.open()
+    lease = await begin(one)
+    for seq in range(1, 7):
+        await (one if seq % 2 else other).commit(step(lease, seq))
+    assert await newest(one) == await newest(other) == 6
+    assert await one.bodies("e1") == await other.bodies("e1")
+
+
+@SHARED
+async def two_store_objects_do_not_both_own(place: Place) -> None:
+    one, other = place.open(), place.open()
+    await begin(one, now=1000)
+    async with refused(ExecutionBusy):
+        await other.acquire("e1", BOB, now=1001, ttl=TTL)
+    await one.heartbeat(ALICE, now=1000 + TTL, ttl=TTL)
+    async with refused(ExecutionBusy):
+        await other.acquire("e1", BOB, now=1001 + TTL, ttl=TTL)
+
+
+@SHARED
+async def a_zombie_in_another_store_object_is_refused(place: Place) -> None:
+    one, other = place.open(), place.open()
+    zombie = await begin(one, now=1000)
+    await one.commit(step(zombie, 1))
+    lease = await other.acquire("e1", BOB, now=1001 + TTL, ttl=TTL)
+    for rest in ({}, {"head": waiting("c1")}, {"log": (b"line",)}, {"send": (signal(),)}):
+        async with refused(StaleSnapshot):
+            await one.commit(step(zombie, 2, b"from the dead", **rest))
+    await other.commit(step(lease, 2))
+    async with refused(StaleSnapshot):
+        await one.commit(step(zombie, 3))
+    assert await newest(one) == 2
+    assert await signal_ids(one) == []
+
+
+@SHARED
+async def a_namesake_born_elsewhere_is_not_taken_for_the_deleted_one(place: Place) -> None:
+    one, other = place.open(), place.open()
+    old = await begin(one)
+    await one.commit(step(old, 1))
+    await other.delete("e1")
+    new = await begin(other, owner=BOB)
+    await other.commit(step(new, 1))
+    async with refused(StaleSnapshot):
+        await one.commit(step(old, 2))
+    assert await newest(one) == 1
+
+
+@SHARED
+async def a_signal_is_consumed_by_one_of_two_store_objects(place: Place) -> None:
+    one, other = place.open(), place.open()
+    first, second = await begin(one, "e1"), await begin(other, "e2")
+    await one.send(signal("s"))
+    await other.commit(step(second, 1, consume=("s",)))
+    async with refused(StaleSnapshot):
+        await one.commit(step(first, 1, consume=("s",)))

@@ -1,0 +1,476 @@
+"""Checks of the reading half of a store: loading, finding, signals, values, and names that mean harm."""
+
+from __future__ import annotations
+
+import hashlib
+
+import anyio
+
+from flat.backends.protocols import Head
+from flat.errors import FlatError, StaleSnapshot
+from flat.testing.store_case import (
+    ALICE, TTL, Checks, Place, begin, birth, execution, ids, newest, refused, signal, signal_ids, step, waiting,
+)  # fmt: skip
+
+LONE = Checks()
+SHARED = Checks()
+
+HOSTILE = (
+    "nul\0in the middle", "../../etc/passwd", "..", ".", "/absolute", "a/b\\c", "", " ", "x" * 5000, "ünï©ødé 日本 🙂",
+    "'; DROP TABLE executions; --", "%_*?[a]", "CON", "nul.txt", "trailing.", "line\nbreak", "Case", "case", "a~b", "-rf",
+    "journal", "lock", "e1.tmp", "\u202egnp", "e\u0301", "\u00e9",
+)  # fmt: skip
+
+
+@LONE
+async def loading_gives_the_newest_base_and_what_follows(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    for seq in range(1, 8):
+        await store.commit(step(lease, seq, base=seq in (3, 5)))
+    stored = await store.load("e1")
+    assert stored is not None
+    assert stored.execution == await execution(store)
+    assert [seq for seq, _ in stored.bodies] == [5, 6, 7]
+    assert stored.bodies[0] == (5, b"body 5")
+
+
+@LONE
+async def any_earlier_step_can_be_loaded(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    for seq in range(1, 8):
+        await store.commit(step(lease, seq, base=seq in (3, 5)))
+    wanted = {0: [0], 1: [0, 1], 2: [0, 1, 2], 3: [3], 4: [3, 4], 5: [5], 6: [5, 6], 7: [5, 6, 7]}
+    for at, expected in wanted.items():
+        stored = await store.load("e1", at=at)
+        assert stored is not None
+        assert [seq for seq, _ in stored.bodies] == expected
+
+
+@LONE
+async def a_step_that_does_not_exist_cannot_be_loaded(place: Place) -> None:
+    store = place.open()
+    await begin(store)
+    assert await store.load("e1", at=1) is None
+    assert await store.load("e1", at=-1) is None
+    assert await store.load("nobody") is None
+    assert await store.get("nobody") is None
+    assert list(await store.bodies("nobody")) == []
+
+
+@LONE
+async def all_bodies_say_whether_they_are_bases(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    for seq in range(1, 5):
+        await store.commit(step(lease, seq, base=seq == 2))
+    assert [(seq, base) for seq, base, _ in await store.bodies("e1")] == [
+        (0, True), (1, False), (2, True), (3, False), (4, False),
+    ]  # fmt: skip
+
+
+@LONE
+async def log_rows_keep_their_order(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    for seq in range(1, 5):
+        await store.commit(step(lease, seq, log=[f"{seq}.{n}".encode() for n in range(seq)]))
+    stored = await store.load("e1")
+    assert stored is not None
+    assert list(stored.log) == [f"{seq}.{n}".encode() for seq in range(1, 5) for n in range(seq)]
+
+
+@LONE
+async def an_earlier_step_has_the_log_of_its_time(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    await store.commit(step(lease, 1, log=(b"a", b"b")))
+    await store.commit(step(lease, 2))
+    await store.commit(step(lease, 3, log=(b"c",), base=True))
+    logs = []
+    for at in range(4):
+        stored = await store.load("e1", at=at)
+        assert stored is not None
+        logs.append(list(stored.log))
+    assert logs == [[], [b"a", b"b"], [b"a", b"b"], [b"a", b"b", b"c"]]
+
+
+@LONE
+async def bodies_are_any_bytes(place: Place) -> None:
+    store = place.open()
+    bodies = [b"", b"\0", bytes(range(256)), b"x" * 5_000, b"\n" * 3, b"{}", "日本".encode()]
+    await store.create(birth(body=bodies[0]))
+    lease = await store.acquire("e1", ALICE, now=0, ttl=TTL)
+    for seq, body in enumerate(bodies[1:], 1):
+        await store.commit(step(lease, seq, body, log=(body,), blobs={f"d{seq}": body}, send=(signal(f"s{seq}", body=body),)))
+    assert [body for _, _, body in await store.bodies("e1")] == bodies
+    stored = await store.load("e1")
+    assert stored is not None
+    assert list(stored.log) == bodies[1:]
+    assert [await store.get_blob(f"d{seq}") for seq in range(1, len(bodies))] == bodies[1:]
+    assert [one.body for one in await store.signals()] == bodies[1:]
+
+
+@LONE
+async def a_large_body_comes_back_whole(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    body = hashlib.sha256(b"seed").digest() * 100_000
+    await store.commit(step(lease, 1, body))
+    await store.commit(step(lease, 2))
+    stored = await store.load("e1", at=1)
+    assert stored is not None
+    assert stored.bodies[-1] == (1, body)
+
+
+@LONE
+async def executions_do_not_mix(place: Place) -> None:
+    store = place.open()
+    leases = {name: await begin(store, name) for name in ("e1", "e2", "e3")}
+    for seq in range(1, 4):
+        for name, lease in leases.items():
+            await store.commit(step(lease, seq, f"{name}/{seq}".encode(), log=(name.encode(),)))
+    await store.delete("e2")
+    for name in ("e1", "e3"):
+        assert [body for _, _, body in await store.bodies(name)][1:] == [f"{name}/{n}".encode() for n in (1, 2, 3)]
+        stored = await store.load(name)
+        assert stored is not None
+        assert list(stored.log) == [name.encode()] * 3
+
+
+@LONE
+async def everything_is_found_newest_first(place: Place) -> None:
+    store = place.open()
+    for name in ("b", "c", "a"):
+        await store.create(birth(name))
+    assert await ids(store.find()) == ["a", "c", "b"]
+
+
+@LONE
+async def an_empty_store_finds_nothing(place: Place) -> None:
+    store = place.open()
+    assert await ids(store.find()) == []
+    assert list(await store.signals()) == []
+    assert await store.get_config("p") is None
+    assert await store.get_blob("d") is None
+    assert list(await store.cancel_requested("alice")) == []
+
+
+@LONE
+async def executions_are_found_by_status(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store, "e1")
+    await store.create(birth("e2"))
+    await store.create(birth("e3", status="done"))
+    assert await ids(store.find(status="running")) == ["e2", "e1"]
+    await store.commit(step(lease, 1, head=Head(status="done")))
+    assert await ids(store.find(status="running")) == ["e2"]
+    assert await ids(store.find(status="done")) == ["e3", "e1"]
+    assert await ids(store.find(status="failed")) == []
+
+
+@LONE
+async def executions_are_found_by_channel(place: Place) -> None:
+    store = place.open()
+    first, second = await begin(store, "e1"), await begin(store, "e2")
+    await store.commit(step(first, 1, head=waiting("a", "b")))
+    await store.commit(step(second, 1, head=waiting("b", "b")))
+    await store.create(birth("e3", channels=("b",), status="waiting"))
+    assert await ids(store.find(channel="a")) == ["e1"]
+    assert await ids(store.find(channel="b")) == ["e3", "e2", "e1"]
+    await store.commit(step(first, 2, head=waiting("a")))
+    assert await ids(store.find(channel="b")) == ["e3", "e2"]
+    await store.commit(step(first, 3, head=Head(status="running")))
+    assert await ids(store.find(channel="a")) == []
+
+
+@LONE
+async def executions_are_found_by_due_timer(place: Place) -> None:
+    store = place.open()
+    await store.create(birth("soon", wake_at=10.0))
+    await store.create(birth("never"))
+    await store.create(birth("late", wake_at=20.0))
+    await store.create(birth("zero", wake_at=0.0))
+    assert await ids(store.find(due=9.99)) == ["zero"]
+    assert await ids(store.find(due=10.0)) == ["zero", "soon"]
+    assert await ids(store.find(due=1e9)) == ["zero", "late", "soon"]
+    lease = await store.acquire("soon", ALICE, now=10, ttl=TTL)
+    await store.commit(step(lease, 1, head=Head(status="running")))
+    assert await ids(store.find(due=1e9)) == ["zero", "late"]
+
+
+@LONE
+async def executions_are_found_by_parent(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    await store.commit(step(lease, 1, births=(birth("k1", parent="e1"), birth("k2", parent="e1"))))
+    await store.create(birth("other", parent="e9"))
+    assert await ids(store.find(parent="e1")) == ["k2", "k1"]
+    assert await ids(store.find(parent="k1")) == []
+
+
+@LONE
+async def conditions_add_up(place: Place) -> None:
+    store = place.open()
+    for number in range(8):
+        await store.create(
+            birth(
+                f"e{number}", status="waiting" if number & 1 else "running", parent="p" if number & 2 else None,
+                channels=("c",) if number & 4 else (), wake_at=float(number),
+            )
+        )  # fmt: skip
+    assert await ids(store.find(status="waiting", parent="p", channel="c")) == ["e7"]
+    assert await ids(store.find(status="waiting", due=4.0)) == ["e3", "e1"]
+    assert await ids(store.find(channel="c", due=5.0)) == ["e5", "e4"]
+    assert await ids(store.find(parent="p", due=6.0, limit=2)) == ["e6", "e3"]
+
+
+@LONE
+async def a_limit_ends_the_search(place: Place) -> None:
+    store = place.open()
+    for number in range(5):
+        await store.create(birth(f"e{number}"))
+    assert await ids(store.find(limit=2)) == ["e4", "e3"]
+    assert await ids(store.find(limit=0)) == []
+    assert len(await ids(store.find(limit=99))) == 5
+
+
+@LONE
+async def many_executions_are_all_found(place: Place) -> None:
+    store = place.open()
+    for number in range(600):
+        await store.create(birth(f"e{number}", status="waiting", channels=("all",)))
+    expected = [f"e{number}" for number in reversed(range(600))]
+    assert await ids(store.find()) == expected
+    assert await ids(store.find(channel="all")) == expected
+    assert await ids(store.find(status="waiting", limit=300)) == expected[:300]
+
+
+@LONE
+async def the_store_may_be_written_while_it_is_searched(place: Place) -> None:
+    store = place.open()
+    for number in range(4):
+        await store.create(birth(f"e{number}"))
+    seen = []
+    async for found in store.find(status="running"):
+        seen.append(found.execution_id)
+        lease = await store.acquire(found.execution_id, ALICE, now=0, ttl=TTL)
+        await store.commit(step(lease, 1, head=Head(status="done"), release=True))
+    assert seen == ["e3", "e2", "e1", "e0"]
+    assert len(await ids(store.find(status="done"))) == 4
+
+
+@LONE
+async def a_search_may_be_left_early(place: Place) -> None:
+    store = place.open()
+    for number in range(4):
+        await store.create(birth(f"e{number}"))
+    found = store.find()
+    assert (await anext(found)).execution_id == "e3"
+    await store.delete("e2")
+    assert await ids(store.find()) == ["e3", "e1", "e0"]
+    assert hasattr(found, "aclose")
+    await found.aclose()
+
+
+@LONE
+async def signals_come_oldest_first(place: Place) -> None:
+    store = place.open()
+    for name, channel in (("z", "c1"), ("a", "c2"), ("y", "c1"), ("b", "c2"), ("x", "c1")):
+        assert await store.send(signal(name, channel))
+    assert await signal_ids(store, "c1") == ["z", "y", "x"]
+    assert await signal_ids(store, "c2") == ["a", "b"]
+    assert await signal_ids(store, "c3") == []
+    assert sorted(await signal_ids(store)) == ["a", "b", "x", "y", "z"]
+    assert [one.signal_id for one in await store.signals("c1", limit=2)] == ["z", "y"]
+    assert list(await store.signals("c1", limit=0)) == []
+
+
+@LONE
+async def a_signal_comes_back_as_it_was_sent(place: Place) -> None:
+    store = place.open()
+    await store.send(signal("s", "c", b"\0bytes"))
+    assert list(await store.signals("c")) == [signal("s", "c", b"\0bytes")]
+
+
+@LONE
+async def a_signal_is_sent_once(place: Place) -> None:
+    store = place.open()
+    assert await store.send(signal("s", "c1", b"first"))
+    assert not await store.send(signal("s", "c1", b"second"))
+    assert not await store.send(signal("s", "c2", b"elsewhere"))
+    assert [one.body for one in await store.signals()] == [b"first"]
+
+
+@LONE
+async def the_first_config_under_a_digest_stays(place: Place) -> None:
+    store = place.open()
+    await store.put_config("p", b"first")
+    await store.put_config("p", b"second")
+    await store.put_config("q", b"")
+    assert await store.get_config("p") == b"first"
+    assert await store.get_config("q") == b""
+    assert await store.get_config("r") is None
+
+
+@LONE
+async def the_same_blob_is_stored_once(place: Place) -> None:
+    store = place.open()
+    first, second = await begin(store, "e1"), await begin(store, "e2")
+    await store.commit(step(first, 1, blobs={"d": b"value", "e": b"other"}))
+    await store.commit(step(second, 1, blobs={"d": b"value"}))
+    assert await store.get_blob("d") == b"value"
+    assert await store.get_blob("f") is None
+
+
+@LONE
+async def blobs_and_configs_are_apart(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    await store.put_config("d", b"config")
+    await store.commit(step(lease, 1, blobs={"d": b"blob"}))
+    assert (await store.get_config("d"), await store.get_blob("d")) == (b"config", b"blob")
+
+
+@LONE
+async def hostile_ids_are_ids_like_any_other(place: Place) -> None:
+    store = place.open()
+    for number, name in enumerate(HOSTILE):
+        assert await store.create(birth(name, str(number).encode())), name
+        lease = await store.acquire(name, ALICE, now=0, ttl=TTL)
+        await store.commit(step(lease, 1, log=(b"line",)))
+        await store.request_cancel(name)
+    assert sorted(await ids(store.find())) == sorted(HOSTILE)
+    assert sorted(await store.cancel_requested("alice")) == sorted(HOSTILE)
+    for number, name in enumerate(HOSTILE):
+        assert (await execution(store, name)).execution_id == name
+        assert [body for _, _, body in await store.bodies(name)] == [str(number).encode(), b"body 1"]
+        assert await store.delete(name)
+        assert await store.get(name) is None
+
+
+@LONE
+async def hostile_channels_are_channels_like_any_other(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    await store.commit(step(lease, 1, head=waiting(*HOSTILE)))
+    assert (await execution(store)).channels == HOSTILE
+    for number, name in enumerate(HOSTILE):
+        await store.send(signal(name, name, str(number).encode()))
+        assert await ids(store.find(channel=name)) == ["e1"], name
+        assert [(one.signal_id, one.channel, one.body) for one in await store.signals(name)] == [
+            (name, name, str(number).encode())
+        ]
+    await store.commit(step(lease, 2, consume=HOSTILE, head=Head(status="running")))
+    assert list(await store.signals()) == []
+
+
+@LONE
+async def hostile_digests_and_owners_do_no_harm(place: Place) -> None:
+    store = place.open()
+    for number, name in enumerate(HOSTILE):
+        await store.put_config(name, str(number).encode())
+        lease = await begin(store, f"e{number}")
+        await store.commit(step(lease, 1, blobs={name: str(number).encode()}))
+    for number, name in enumerate(HOSTILE):
+        assert await store.get_config(name) == str(number).encode()
+        assert await store.get_blob(name) == str(number).encode()
+        assert list(await store.cancel_requested(name)) == []
+
+
+@LONE
+async def text_that_is_not_unicode_is_refused_and_leaves_nothing(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    half = "half \ud83d"
+    async with refused(FlatError):
+        await store.create(birth(half))
+    async with refused(FlatError):
+        await store.send(signal(half))
+    async with refused(FlatError):
+        await store.send(signal("s", half))
+    for rest in ({"head": waiting(half)}, {"births": (birth(half),)}, {"send": (signal("s", half),)}):
+        async with refused(FlatError):
+            await store.commit(step(lease, 1, **rest))
+    async with refused(FlatError):
+        await store.get(half)
+    assert await newest(store) == 0
+    assert list(await store.signals()) == []
+    await store.commit(step(lease, 1))
+    assert await ids(store.find()) == ["e1"]
+
+
+@LONE
+async def many_executions_commit_at_once(place: Place) -> None:
+    store = place.open()
+    names = [f"e{number}" for number in range(24)]
+
+    async def drive(name: str) -> None:
+        lease = await begin(store, name)
+        for seq in range(1, 9):
+            await store.commit(step(lease, seq, f"{name}/{seq}".encode(), log=(b"line",) if seq == 4 else ()))
+        await store.release(lease)
+
+    async with anyio.create_task_group() as group:
+        for name in names:
+            group.start_soon(drive, name)
+    for name in names:
+        assert [body for _, _, body in await store.bodies(name)][1:] == [f"{name}/{seq}".encode() for seq in range(1, 9)]
+
+
+@LONE
+async def one_number_is_won_by_one_of_many(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    await begin(store, "bystander")
+    won: list[int] = []
+
+    async def try_it(number: int) -> None:
+        try:
+            await store.commit(step(lease, 1, str(number).encode()))
+        except StaleSnapshot:
+            return
+        won.append(number)
+
+    async with anyio.create_task_group() as group:
+        for number in range(12):
+            group.start_soon(try_it, number)
+    assert len(won) == 1
+    assert await store.bodies("e1") == [(0, True, b"body 0"), (1, False, str(won[0]).encode())]
+
+
+@SHARED
+async def hostile_names_survive_reopening(place: Place) -> None:
+    store = place.open()
+    for name in HOSTILE:
+        await store.create(birth(name, channels=(name,)))
+        await store.send(signal(name, name))
+    store = await place.reopen(store)
+    assert await ids(store.find()) == list(reversed(HOSTILE))
+    assert await signal_ids(store) == list(HOSTILE)
+
+
+@SHARED
+async def the_order_of_birth_survives_reopening(place: Place) -> None:
+    store = place.open()
+    for name in ("b", "c", "a"):
+        await store.create(birth(name))
+    store = await place.reopen(store)
+    await store.create(birth("d"))
+    assert await ids(store.find()) == ["d", "a", "c", "b"]
+
+
+@SHARED
+async def two_store_objects_find_what_the_other_wrote(place: Place) -> None:
+    one, other = place.open(), place.open()
+    lease = await begin(one)
+    assert await ids(other.find(status="running")) == ["e1"]
+    await one.commit(step(lease, 1, head=waiting("c"), send=(signal("s"),), births=(birth("k", parent="e1"),)))
+    assert await ids(other.find(channel="c")) == ["e1"]
+    assert await ids(other.find(parent="e1")) == ["k"]
+    assert await signal_ids(other) == ["s"]
+    assert not await other.send(signal("s"))
+    assert not await other.create(birth("k"))
+    await other.delete("k")
+    assert await ids(one.find(parent="e1")) == []

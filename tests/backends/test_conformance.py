@@ -1,0 +1,41 @@
+"""Every store of ours passes the public kit, on every event loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flat.backends import FileStore, MemoryStore, SQLiteStore
+from flat.testing.stores import CHECKS, LONE_CHECKS, Check, Place
+
+pytestmark = pytest.mark.anyio
+
+
+def name(check: object) -> str:
+    return str(getattr(check, "__name__", check))
+
+
+@pytest.mark.parametrize("check", LONE_CHECKS, ids=name)
+async def test_memory(check: Check) -> None:
+    async with Place(MemoryStore) as place:
+        await check(place)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=name)
+async def test_files(check: Check, tmp_path: Path) -> None:
+    async with Place(lambda: FileStore(tmp_path / "store")) as place:
+        await check(place)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["store"]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=name)
+async def test_sqlite(check: Check, tmp_path: Path) -> None:
+    async with Place(lambda: SQLiteStore(tmp_path / "store.db")) as place:
+        await check(place)
+
+
+def test_the_kit_is_large_and_its_names_are_unique() -> None:
+    names = [name(check) for check in CHECKS]
+    assert len(names) >= 60
+    assert len(set(names)) == len(names)
