@@ -75,7 +75,7 @@ def open_store(url: str) -> CheckpointStore:
         raise UnknownName("store", url, [f"{name}:" for name in SCHEMES] + ["a path ending in .db"])
     if scheme in LATER:
         raise BackendError(
-            f'stores of kind "{scheme}" are not available in this version of flat; use one of {", ".join(SCHEMES)}'
+            f'stores of kind "{scheme}" are not in this version of flat; use one of {", ".join(SCHEMES)}'
         )
     if scheme not in SCHEMES:
         raise UnknownName("kind of store", scheme, SCHEMES)
@@ -120,7 +120,7 @@ LATER = ("redis", "postgresql", "postgres", "s3", "dynamodb")
 
 
 def _path(path: str, example: str) -> str:
-    # `sqlite:///a` is the relative path `a`, `sqlite:////a` the absolute `/a`; without `//` it is as it stands.
+    # `sqlite:///a` is the relative path `a`, `sqlite:////a` the absolute `/a`; `sqlite:a` is `a` too.
     if path.startswith("//"):
         host, slash, path = path[2:].partition("/")
         if host or not slash:

@@ -86,8 +86,8 @@ def _parse(payload: bytes, end: int) -> Record:
 
 def _damaged(path: str, offset: int) -> BackendError:
     return BackendError(
-        f"{path} is damaged at byte {offset}: a record is not what was written; nothing of this execution was "
-        "loaded; restore the file from a backup, or move its folder out of the store"
+        f"{path} is damaged at byte {offset}: a record is not what was written; nothing of this execution "
+        "was loaded; restore the file from a backup, or move its folder out of the store"
     )
 
 

@@ -34,7 +34,7 @@ from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if
 from flat.backends.checks import check_birth, check_signal, is_plain
 from flat.backends.liveness import describe, may_take_over
 from flat.backends.protocols import Birth, Commit, Execution, Lease, Owner, Signal, Stored
-from flat.backends.sqlite_commit import Held, Transaction, Writer, keys, unpack_channels
+from flat.backends.sqlite_commit import KEEP, Held, Transaction, Writer, keys, unpack_channels
 from flat.backends.sqlite_schema import Synchronous, explain, open_database
 from flat.errors import BackendError, ExecutionBusy, ExecutionNotFound, FlatError, NotStorable
 
@@ -46,6 +46,11 @@ FROM {source} JOIN bodies b
 WHERE {conditions}
 """
 ONE = SELECT.format(source="executions e", conditions="e.id = ?")
+STANDING = """
+SELECT num, token, owner, channels,
+       (SELECT max(id) FROM bodies WHERE id BETWEEN num << 32 AND (num + 1 << 32) - 1) & 4294967295
+FROM executions WHERE id = ?
+"""
 BODIES = """
 SELECT b.id & 4294967295, b.base, b.body
 FROM executions e JOIN bodies b ON b.id BETWEEN e.num << 32 AND (e.num + 1 << 32) - 1
@@ -211,21 +216,18 @@ class SQLiteStore:
 
     async def acquire(self, execution_id: str, owner: Owner, *, now: float, ttl: float) -> Lease:
         with self._transaction("acquiring an execution"):
-            row = self._execute(
-                "SELECT num, token, owner FROM executions WHERE id = ?", (execution_id,)
-            ).fetchone()
+            row = self._execute(STANDING, (execution_id,)).fetchone()
             if row is None:
                 raise ExecutionNotFound(execution_id)
-            num, token, current = row
+            num, token, current, channels, newest = row
             if current is not None and current != owner.owner:
                 self._refuse_living(execution_id, current, now)
             values = (owner.owner, token + 1, num)
             self._execute("UPDATE executions SET owner = ?, token = ? WHERE num = ?", values)
             if not (fresh := self._is_fresh(owner, now, ttl)):
                 self._beat(owner, now, ttl)
-            held = Held(num, token + 1)
-            self._writer.refresh(held)
-        self._held[execution_id] = held
+        held = self._held[execution_id] = Held(num, token + 1)
+        held.seq, held.channels = newest, unpack_channels(channels)
         if not fresh:
             self._heartbeats[owner.owner] = (now, ttl)
         return Lease(execution_id=execution_id, owner=owner.owner, token=token + 1)
@@ -352,21 +354,23 @@ class SQLiteStore:
     async def signals(self, channel: str | None = None, *, limit: int | None = None) -> Sequence[Signal]:
         where, values = ("", ()) if channel is None else ("WHERE channel = ?", (channel,))
         rows = self._read(
-            f"SELECT id, channel, body, created_at FROM signals {where} ORDER BY num LIMIT ?",
+            f"SELECT id, channel, body, created_at FROM signals {where} ORDER BY tick LIMIT ?",
             (*values, -1 if limit is None else limit),
         )
         return [Signal(signal_id=key, channel=name, body=body, created_at=at) for key, name, body, at in rows]
 
     async def put_config(self, digest: str, text: bytes) -> None:
         with self._transaction("storing a config"):
-            self._execute("INSERT OR IGNORE INTO configs VALUES (?, ?)", (digest, text))
+            self._execute(KEEP, ("config", digest, text))
 
     async def get_config(self, digest: str) -> bytes | None:
-        rows = self._read("SELECT body FROM configs WHERE digest = ?", (digest,))
-        return rows[0][0] if rows else None
+        return self._fetch("config", digest)
 
     async def get_blob(self, digest: str) -> bytes | None:
-        rows = self._read("SELECT body FROM blobs WHERE digest = ?", (digest,))
+        return self._fetch("blob", digest)
+
+    def _fetch(self, kind: str, digest: str) -> bytes | None:
+        rows = self._read("SELECT body FROM kept WHERE kind = ? AND digest = ?", (kind, digest))
         return rows[0][0] if rows else None
 
     def _read(self, query: str, values: tuple[Any, ...]) -> list[Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 
@@ -23,8 +24,9 @@ INSERT INTO executions (id, name, kind, program, status, created_at, parent, wak
 SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, token FROM floor WHERE true ON CONFLICT (id) DO NOTHING
 """
 SEND = """
-INSERT INTO signals (id, channel, body, created_at) VALUES (?, ?, ?, ?) ON CONFLICT (id) DO NOTHING
+INSERT INTO signals (id, channel, tick, body, created_at) VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING
 """
+KEEP = "INSERT OR IGNORE INTO kept VALUES (?, ?, ?)"
 SET_HEAD = """
 UPDATE executions SET status = ?, wake_at = ?, channels = ?, cancel = cancel AND ? WHERE num = ?
 """
@@ -47,6 +49,7 @@ class Writer:
         self.held: dict[str, Held] = {}
         self._connection = connection
         self._execute = connection.execute
+        self._tick = 0
 
     def append(self, commit: Commit) -> Held:
         """Store the body, if seq and token fit. One statement: good as a transaction of its own."""
@@ -80,7 +83,8 @@ class Writer:
         if commit.log:
             self._extend_log(held.num, commit.seq, commit.log)
         if commit.blobs:
-            self._connection.executemany("INSERT OR IGNORE INTO blobs VALUES (?, ?)", commit.blobs.items())
+            rows = [("blob", digest, body) for digest, body in commit.blobs.items()]
+            self._connection.executemany(KEEP, rows)
         for signal in commit.send:
             self.send(signal)
         for birth in commit.births:
@@ -105,7 +109,9 @@ class Writer:
 
     def send(self, signal: Signal) -> bool:
         """Store a signal; False if there is one of this id."""
-        row = (signal.signal_id, signal.channel, signal.body, signal.created_at)
+        # Signals are read in this order. A counter in the database would be one more page to write.
+        self._tick = max(self._tick + 1, time.time_ns())
+        row = (signal.signal_id, signal.channel, self._tick, signal.body, signal.created_at)
         return self._execute(SEND, row).rowcount == 1
 
     def delete(self, execution_id: str) -> bool:

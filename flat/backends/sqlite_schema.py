@@ -3,6 +3,9 @@
 Bodies and log rows live in plain rowid tables whose key is `num << 32 | seq`: the rows of one execution lie
 next to each other in order, appending touches one page, and no second index has to be kept. (A table WITHOUT
 ROWID would move rows of 1 KiB to overflow pages.)
+
+A transaction costs about as much as it touches pages, so there is no index that a move would have to keep for a
+question asked once in a while: `find(status=...)` walks the executions, 0.3 us each, newest first.
 """
 
 from __future__ import annotations
@@ -33,7 +36,6 @@ CREATE TABLE executions (
     created_at REAL NOT NULL, parent TEXT, wake_at REAL, channels TEXT NOT NULL,
     owner TEXT, token INTEGER NOT NULL, cancel INTEGER NOT NULL DEFAULT 0
 );
-CREATE INDEX executions_status ON executions (status);
 CREATE INDEX executions_wake_at ON executions (wake_at) WHERE wake_at IS NOT NULL;
 CREATE INDEX executions_parent ON executions (parent) WHERE parent IS NOT NULL;
 CREATE INDEX executions_cancel ON executions (owner) WHERE cancel = 1;
@@ -45,12 +47,10 @@ CREATE TABLE owners (
     boot TEXT NOT NULL, started TEXT NOT NULL, seen REAL NOT NULL, ttl REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE signals (
-    num INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE, channel TEXT NOT NULL, body BLOB NOT NULL, created_at REAL NOT NULL
-);
-CREATE INDEX signals_channel ON signals (channel);
-CREATE TABLE blobs (digest TEXT PRIMARY KEY, body BLOB NOT NULL);
-CREATE TABLE configs (digest TEXT PRIMARY KEY, body BLOB NOT NULL);
+    id TEXT PRIMARY KEY, channel TEXT NOT NULL, tick INTEGER NOT NULL, body BLOB NOT NULL, created_at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX signals_channel ON signals (channel, tick);
+CREATE TABLE kept (kind TEXT NOT NULL, digest TEXT NOT NULL, body BLOB NOT NULL, UNIQUE (kind, digest));
 CREATE TABLE floor (token INTEGER NOT NULL);
 INSERT INTO floor VALUES (0);
 """

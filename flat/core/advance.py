@@ -107,9 +107,8 @@ class Turn:
     """The working copy of one instance while an event is handled; what an op sees as its `View`."""
 
     __slots__ = (
-        "_changes", "_op", "at", "context", "deadline", "effects", "failure", "instance", "local", "node", "output",
-        "path", "pending", "program", "reason", "result", "scope", "snapshot", "spec", "spent", "status", "step",
-        "steps",
+        "_op", "_scope", "at", "context", "deadline", "effects", "failure", "instance", "local", "node", "output",
+        "path", "pending", "program", "reason", "result", "snapshot", "spent", "status", "step", "steps",
     )  # fmt: skip
 
     def __init__(self, program: Program, snapshot: Snapshot, instance: Instance, at: float) -> None:
@@ -129,7 +128,8 @@ class Turn:
         self.result: Any = snapshot.output
         self.effects: tuple[Effect, ...] = ()
         self.path: list[tuple[str, str, int]] = []
-        self.set_context(instance.context)
+        self.context = instance.context
+        self._scope: dict[str, Any] | None = None
 
     # -- what an op may see ---------------------------------------------------
 
@@ -150,14 +150,16 @@ class Turn:
     def spend(self, spent: Spent) -> None:
         self.spent = self.spent.plus(spent)
 
-    def set_context(self, context: Mapping[str, Any]) -> None:
-        self.context = context
-        seen = {**context, "machine": self.machine()} if self.program.uses_machine else context
-        self.scope = {"context": seen, "input": seen, "output": self.output}
-
-    def machine(self) -> dict[str, Any]:
-        """What configuration reads as `context.machine`."""
-        return machine_facts(self.program, self.snapshot, self.node, self.step, self.spent)
+    @property
+    def scope(self) -> Mapping[str, Any]:
+        """Made when it is asked for, and again when something in it has changed."""
+        if self._scope is None:
+            seen = self.context
+            if self.program.uses_machine:
+                facts = machine_facts(self.program, self.snapshot, self.node, self.step, self.spent)
+                seen = {**seen, "machine": facts}
+            self._scope = {"context": seen, "input": seen, "output": self.output}
+        return self._scope
 
     # -- the interpreter --------------------------------------------------------
 
@@ -249,11 +251,11 @@ class Turn:
         return False
 
     def take_next(self, answer: Next) -> None:
+        self._scope = None
         if answer.output is not UNSET:
             self.output = answer.output
-            self.scope["output"] = answer.output
         if answer.context is not UNSET:
-            self.set_context(answer.context)
+            self.context = answer.context
 
     def block(self, answer: Block) -> None:
         effects = answer.effects
@@ -286,10 +288,7 @@ class Turn:
             self.path.append(("enter", target, self.step))
         if node.timeout:
             self.deadline = self.at + node.timeout
-        if self.program.uses_machine:
-            self.set_context(self.context)
-        else:
-            self.scope["output"] = self.output
+        self._scope = None
         return True
 
     def within_limits(self) -> bool:
@@ -316,12 +315,11 @@ class Turn:
     def raise_(self, failure: Failure) -> None:
         """An op failed: its node's error target, else the error hook, else the execution fails."""
         node = self.program.nodes[self.node]
-        context = {**self.context, "last_error": failure.message, "last_error_type": failure.type}
+        self._scope = None
+        self.context = {**self.context, "last_error": failure.message, "last_error_type": failure.type}
         if (target := error_target(failure, node.on_error)) is not None:
-            self.set_context(context)
             self.enter(target)
         elif node.error_steered and node.hooks:
-            self.set_context(context)
             self._op = ERROR_HOOK
             self.apply(self.ask_error_hook(failure))
         else:

@@ -128,13 +128,11 @@ class _Checks:
         states = self.data.value.get("states")
         if states is not None and not isinstance(states, Mapping):
             return False
-        if not self.states and not any(nearest(key, ("states",)) for key in self.data.value):
-            path = ("states",) if "states" in self.data.value else ()
-            self._say(
-                "no-states", "the machine has no states", path, "add at least one under data.states", key=True
-            )
-        elif not self.states and "states" in self.data.value:
-            self._say("no-states", "the machine has no states", ("states",), "add at least one", key=True)
+        data = self.data.document.get(("data",))
+        if not self.states and isinstance(data, Mapping) and not _misspells(data, "states"):
+            path = ("states",) if "states" in data else ()
+            hint = "add at least one under data.states"
+            self._say("no-states", "the machine has no states", path, hint, key=True)
         return bool(self.states)
 
     def _initial(self) -> None:
@@ -165,7 +163,7 @@ class _Checks:
         if final and transitions:
             said = f'the final state "{name}" has transitions, which are never taken'
             self._say("final-transitions", said, ("states", name, "transitions"), warn=True, key=True)
-        elif not final and not transitions and not any(nearest(key, ("transitions",)) for key in state):
+        elif not final and not transitions and not _misspells(state, "transitions"):
             hint = "add transitions, or `type: final`"
             said = f'the state "{name}" has no transitions and is not final: a run would be stuck in it'
             self._say("dead-end", said, ("states", name), hint, key=True)
@@ -216,13 +214,19 @@ class _Checks:
             self._say(f"unknown-{kind}", f'there is no {kind} "{name}"', path, hint)
 
     def _reachable(self) -> None:
+        """Warn of states that nothing leads to, unless a wrong target may have been meant to."""
+        if any(problem.code == "unknown-state" for problem in self.problems):
+            return
         seen: set[str] = set()
         ahead = [self._first()]
         while ahead:
             name = ahead.pop()
             if name not in seen and name in self.states:
                 seen.add(name)
-                ahead += _exits(self.states[name])
+                state = self.states[name]
+                if _misspells(state, "transitions") or not _well_formed(state.get("transitions")):
+                    return
+                ahead += _exits(state)
         for name in self.states:
             if name not in seen:
                 self._say("unreachable", f'no transition leads to the state "{name}"', ("states", name),
@@ -296,6 +300,16 @@ def near_misses(part: Part, known: tuple[str, ...], words: str) -> list[Problem]
 def _similar(key: str, meant: str) -> bool:
     """Near enough for a key that may well be meant as it is: nearly all characters in common."""
     return abs(len(key) - len(meant)) <= 1 and len(set(key) ^ set(meant)) <= 2 and key[0] == meant[0]
+
+
+def _misspells(keys: Mapping[str, Any], wanted: str) -> bool:
+    return any(key != wanted and nearest(key, (wanted,)) for key in keys)
+
+
+def _well_formed(transitions: Any) -> bool:
+    if not isinstance(transitions, list):
+        return transitions is None
+    return all(isinstance(mapping(entry).get("to"), str) and entry["to"] for entry in transitions)
 
 
 def _exits(state: Mapping[str, Any]) -> Iterator[str]:

@@ -58,7 +58,7 @@ class Document:
 
     def locate(self, path: Sequence[Step], *, key: bool = False) -> Location | None:
         """The place of the value at a path, or of its key; the nearest place around it if it has none."""
-        if not self.marks and not self.text:
+        if not self.file:
             return None
         place, exact = self._mark(path)
         if place is None:

@@ -57,7 +57,8 @@ class Lowering:
             start = (Hook(point="machine_start", key="machine_start"), Branch(arms=(Arm(None, initial),)))
             nodes[START] = Node(name=START, ops=start)
             nodes[END] = Node(name=END, ops=(Hook(point="machine_end", key="machine_end"), Finish()))
-        settings, text = data.settings, self.source.document.text
+        settings = data.settings
+        text = self.source.document.text or repr(self.source.document.value)
         program = Program(
             name=data.name,
             kind="yaml",
@@ -74,7 +75,7 @@ class Lowering:
             settings={"persistence": data.persistence.model_dump(exclude_defaults=True)}
             if data.persistence
             else {},
-            uses_machine=not text or _READS_MACHINE.search(text) is not None,
+            uses_machine=_READS_MACHINE.search(text) is not None,
         )
         return with_digest(program)
 

@@ -131,7 +131,8 @@ def _words(model: type[BaseModel], detail: ErrorDetails, path: tuple[Step, ...])
     if kind == "missing":
         name = str(detail["loc"][-1])
         around = path[:-1] if path[-1:] == (name,) else path
-        return "missing", f'"{name}" is missing' + (f" in {_subject(around)}" if around else ""), ""
+        hint = f"begin the file with `spec: {_spec_of(model)}`" if name == "spec" and not around else ""
+        return "missing", f'"{name}" is missing' + (f" in {_subject(around)}" if around else ""), hint
     if kind == "string_too_short":
         return "missing", f"{subject} is empty", ""
     if kind == "literal_error":
@@ -145,10 +146,14 @@ def _words(model: type[BaseModel], detail: ErrorDetails, path: tuple[Step, ...])
         wanted = " or ".join(dict.fromkeys(_TAGS[tag] for tag in tags if tag in _TAGS))
         return _type(subject, wanted, given, path)
     if kind == "greater_than_equal":
-        return "value", f"{subject} must be at least {context.get('ge')}", ""
+        return "value", f"{subject} must be at least {context.get('ge', 0):g}", ""
     if kind in _EXPECTED:
         return _type(subject, _EXPECTED[kind], given, path)
     return "value", f"{subject}: {detail['msg'][:1].lower()}{detail['msg'][1:]}", ""
+
+
+def _spec_of(model: type[BaseModel]) -> str:
+    return str(get_args(model.model_fields["spec"].annotation)[0])
 
 
 def _literal(subject: str, given: Any, known: list[str], path: tuple[Step, ...]) -> tuple[str, str, str]:
@@ -193,12 +198,17 @@ def _subject(path: tuple[Step, ...]) -> str:
 
 def _key_hint(model: type[BaseModel], loc: Sequence[Step], name: str) -> str:
     annotation: Any = model
+    union: Any = model
     for step in loc[:-1]:
-        annotation = _inner(annotation, step)
+        union, annotation = annotation, _inner(annotation, step)
     known = sorted({key for found in _models(annotation) for key in keys_of(found)})
     hint = did_you_mean(name, known)
     field = model.model_fields.get("data")
-    if hint.startswith("did you mean") or field is None or len(loc) > 1:
+    if hint.startswith("did you mean"):
+        return hint
+    if elsewhere := [tag for found, tag in _tagged(union) if name in keys_of(found)]:
+        return f"it belongs to type: {elsewhere[0]}"
+    if field is None or len(loc) > 1:
         return hint
     inside = {key for found in _models(field.annotation) for key in keys_of(found)}
     if name in inside:
@@ -241,6 +251,14 @@ def _inner(annotation: Any, step: Step) -> Any:
                 if step in (name, field.alias):
                     return field.annotation
     return None
+
+
+def _tagged(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
+    """The models of a union whose tag is a `type` written in the file."""
+    for member, metadata in _members(annotation):
+        tags = [note.tag for note in metadata if isinstance(note, Tag) and note.tag not in _TAGS]
+        if tags and isinstance(member, type) and issubclass(member, BaseModel):
+            yield member, tags[0]
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -12,6 +12,9 @@ _UNQUOTED = re.compile(
     r"(?P<lead>\s*(?:-\s+)*(?:[^\s#'\"{\[-][^#'\"{]*?:\s+)?)(?P<value>\{[{%].*?)\s*(?:\s#.*)?$"
 )
 
+_PAIR = re.compile(r"\s*(?:-\s+)*[^\s:#][^:#]*:\s+\S")
+_WORD = re.compile(r"\s*(?:-\s+)*[\w-]+\s*")
+
 
 def unquoted_template(document: Document, line: int) -> Problem | None:
     """The problem of a template without quotes on a line, if that is what the line has."""
@@ -58,8 +61,10 @@ def _by_message(context: str, said: str, mark: Any, opened: Any, document: Docum
             "yaml", "this quote is never closed", start, "close it, or double a quote that is text"
         )
     if "mapping values are not allowed" in said:
-        hint = 'quote text that contains ": ", and indent the keys of one mapping equally'
-        return Problem("yaml", "a mapping cannot begin here", place, hint)
+        return _unexpected_colon(mark.line, mark.column, document)
+    if "scanning an alias" in context or "scanning an anchor" in context:
+        start = document.at(opened.line, opened.column) if opened is not None else place
+        return Problem("alias", "text cannot begin with * or &", start, "quote it")
     if "expected ':'" in said and opened is not None:
         start = document.at(opened.line, opened.column)
         return Problem("yaml", "a colon is missing after this key", start, "write `key: value`")
@@ -72,6 +77,21 @@ def _by_message(context: str, said: str, mark: Any, opened: Any, document: Docum
     if "cannot start any token" in said:
         return Problem("yaml", f"text cannot begin with {character}", place, "quote it")
     return Problem("yaml", said, place, began if "block" in context else "")
+
+
+def _unexpected_colon(line: int, column: int, document: Document) -> Problem:
+    """A colon where a value already stands: text with a colon in it, or a wrong line before."""
+    text = document.lines[line]
+    place = document.at(line, column)
+    if _PAIR.match(text[:column]):
+        return Problem("yaml", 'text that contains ": " needs quotes', place, "quote the whole value")
+    above = next((n for n in range(line - 1, -1, -1) if document.lines[n].strip()), None)
+    if above is not None and _WORD.fullmatch(document.lines[above]):
+        before = document.lines[above]
+        start = document.at(above, len(before) - len(before.lstrip()), len(before.strip()))
+        return Problem("yaml", "a colon is missing after this key", start, f"write `{before.strip()}:`")
+    hint = "keys of one mapping stand below each other; text of more lines needs quotes or |"
+    return Problem("yaml", "this key does not line up with those before it", place, hint)
 
 
 def _misfit(began: str) -> str:

@@ -18,7 +18,16 @@ SHARED = Checks()
 @LONE
 async def a_new_execution_is_stored_with_its_columns_and_first_body(place: Place) -> None:
     store = place.open()
-    new = birth("e1", name="n", kind="tree", program="p", status="waiting", parent="e0", wake_at=5.5, channels=("a", "b"))
+    new = birth(
+        "e1",
+        name="n",
+        kind="tree",
+        program="p",
+        status="waiting",
+        parent="e0",
+        wake_at=5.5,
+        channels=("a", "b"),
+    )
     assert await store.create(new)
     assert await execution(store) == replace(new.execution, token=(await execution(store)).token)
     assert await store.bodies("e1") == [(0, True, b"body 0")]

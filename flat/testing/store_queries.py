@@ -103,7 +103,9 @@ async def bodies_are_any_bytes(place: Place) -> None:
     await store.create(birth(body=bodies[0]))
     lease = await store.acquire("e1", ALICE, now=0, ttl=TTL)
     for seq, body in enumerate(bodies[1:], 1):
-        await store.commit(step(lease, seq, body, log=(body,), blobs={f"d{seq}": body}, send=(signal(f"s{seq}", body=body),)))
+        await store.commit(
+            step(lease, seq, body, log=(body,), blobs={f"d{seq}": body}, send=(signal(f"s{seq}", body=body),))
+        )
     assert [body for _, _, body in await store.bodies("e1")] == bodies
     stored = await store.load("e1")
     assert stored is not None
@@ -133,7 +135,9 @@ async def executions_do_not_mix(place: Place) -> None:
             await store.commit(step(lease, seq, f"{name}/{seq}".encode(), log=(name.encode(),)))
     await store.delete("e2")
     for name in ("e1", "e3"):
-        assert [body for _, _, body in await store.bodies(name)][1:] == [f"{name}/{n}".encode() for n in (1, 2, 3)]
+        assert [body for _, _, body in await store.bodies(name)][1:] == [
+            f"{name}/{n}".encode() for n in (1, 2, 3)
+        ]
         stored = await store.load(name)
         assert stored is not None
         assert list(stored.log) == [name.encode()] * 3
@@ -416,7 +420,9 @@ async def many_executions_commit_at_once(place: Place) -> None:
         for name in names:
             group.start_soon(drive, name)
     for name in names:
-        assert [body for _, _, body in await store.bodies(name)][1:] == [f"{name}/{seq}".encode() for seq in range(1, 9)]
+        assert [body for _, _, body in await store.bodies(name)][1:] == [
+            f"{name}/{seq}".encode() for seq in range(1, 9)
+        ]
 
 
 @LONE
@@ -466,7 +472,9 @@ async def two_store_objects_find_what_the_other_wrote(place: Place) -> None:
     one, other = place.open(), place.open()
     lease = await begin(one)
     assert await ids(other.find(status="running")) == ["e1"]
-    await one.commit(step(lease, 1, head=waiting("c"), send=(signal("s"),), births=(birth("k", parent="e1"),)))
+    await one.commit(
+        step(lease, 1, head=waiting("c"), send=(signal("s"),), births=(birth("k", parent="e1"),))
+    )
     assert await ids(other.find(channel="c")) == ["e1"]
     assert await ids(other.find(parent="e1")) == ["k"]
     assert await signal_ids(other) == ["s"]
