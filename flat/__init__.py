@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from flat.runtime import Machine, Outcome, Runtime, load
     from flat.runtime.flatmachine import FlatMachine
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "flat.agents.protocol": "Agent AgentRequest AgentResult Usage",
     "flat.backends": "FileStore MemoryStore SQLiteStore open_store",

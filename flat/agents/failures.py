@@ -20,6 +20,7 @@ _NO_KEY = re.compile(
     r"missing credentials|missing .*api[ _]?key|no api key|unable to locate credentials"
     r"|api_key client option must be set"
 )
+_SPENT = re.compile(r"insufficient_quota|exceeded your current quota")
 _PREFIX = re.compile(r"^(?:(?:litellm\.)?\w*(?:Error|Timeout): )*(?:\w+Exception - )?")
 _SHOWN = 600
 
@@ -64,13 +65,13 @@ def agent_failure(
 def classify(error: BaseException, status: int | None, headers: Mapping[str, str]) -> Verdict:
     """The verdict on an error of litellm; `status` and `headers` only when the server did answer."""
     names = {c.__name__ for c in type(error).__mro__}
-    known = _by_class(names, str(error), status)
+    known = _by_class(names, str(error), status, headers)
     if known is not None:
         return known
     return _by_status(status) if status is not None else _unanswered(error, names, headers)
 
 
-def _by_class(names: set[str], text: str, status: int | None) -> Verdict | None:
+def _by_class(names: set[str], text: str, status: int | None, headers: Mapping[str, str]) -> Verdict | None:
     low = text.lower()
     if "MidStreamFallbackError" in names:
         return _SERVER
@@ -82,10 +83,13 @@ def _by_class(names: set[str], text: str, status: int | None) -> Verdict | None:
         )
     if "ContextWindowExceededError" in names:
         return Verdict("context_length", False, "shorten the prompt or the history, or use a larger model")
-    if "ContentPolicyViolationError" in names or (status == 400 and re.search("content_(policy|filter)", low)):
+    if "ContentPolicyViolationError" in names or (
+        status == 400 and re.search("content_(policy|filter)", low)
+    ):
         return Verdict("content_filter", False)
     if "RateLimitError" in names or status == 429:
-        spent = "quota" in low
+        # Some providers call a limit per minute a quota too; those say when to come back.
+        spent = "retry-after" not in headers and _SPENT.search(low) is not None
         return Verdict("rate_limit", not spent, "the account's quota is used up" if spent else "")
     return None
 

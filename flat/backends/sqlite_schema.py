@@ -4,8 +4,8 @@ Bodies and log rows live in plain rowid tables whose key is `num << 32 | seq`: t
 next to each other in order, appending touches one page, and no second index has to be kept. (A table WITHOUT
 ROWID would move rows of 1 KiB to overflow pages.)
 
-A transaction costs about as much as it touches pages, so there is no index that a move would have to keep for a
-question asked once in a while: `find(status=...)` walks the executions, 0.3 us each, newest first.
+What a transaction costs is mostly how many pages it touches, so there is no index that every move would have to
+keep for a question asked once in a while: `find(status=...)` walks the executions, newest first.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ CREATE TABLE owners (
     boot TEXT NOT NULL, started TEXT NOT NULL, seen REAL NOT NULL, ttl REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE signals (
-    id TEXT PRIMARY KEY, channel TEXT NOT NULL, tick INTEGER NOT NULL, body BLOB NOT NULL, created_at REAL NOT NULL
+    id TEXT PRIMARY KEY, channel TEXT NOT NULL, tick INTEGER NOT NULL, body BLOB NOT NULL,
+    created_at REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX signals_channel ON signals (channel, tick);
 CREATE TABLE kept (kind TEXT NOT NULL, digest TEXT NOT NULL, body BLOB NOT NULL, UNIQUE (kind, digest));

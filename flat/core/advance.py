@@ -18,7 +18,7 @@ from flat.core.effects import AwaitSignal, Effect, RunHook, Sleep, instance_of
 from flat.core.events import Cancelled, Done, Doubted, Event, Failed, Resumed, Spent, Started
 from flat.core.failure import Failure, error_target, failure_of
 from flat.core.hookref import HookRefs
-from flat.core.op import UNSET, Answer, Block, End, Goto, Next, Raise
+from flat.core.op import UNSET, Answer, Block, End, Goto, Next, Raise, Unset
 from flat.core.program import END, START, Node, Program
 from flat.core.snapshot import FINISHED, ROOT, Instance, Snapshot, Status
 from flat.errors import FlatError
@@ -57,7 +57,7 @@ def begin(
 
 def advance(program: Program, snapshot: Snapshot, event: Event) -> Advance:
     """The next snapshot, and what to do about it."""
-    if isinstance(event, (Done, Failed)):
+    if isinstance(event, Done | Failed):
         instance = snapshot.instances.get(instance_of(event.effect_id))
         if instance is None or event.effect_id not in instance.pending:
             raise UnexpectedEvent(f'effect "{event.effect_id}" is not pending in execution "{snapshot.execution_id}"')
@@ -191,7 +191,7 @@ class Turn:
             answer = node.ops[at].resume(self, event)
         except FlatError as error:
             answer = Raise(failure_of(error))
-        if type(answer) is Block and self.pending:
+        if isinstance(answer, Block) and self.pending:
             self.effects = answer.effects
             self.pending += tuple(e.id for e in answer.effects)
             self.local = answer.local
@@ -213,15 +213,14 @@ class Turn:
                 answer = op.start(self)
             except FlatError as error:
                 answer = Raise(failure_of(error))
-            kind = type(answer)
-            if kind is Next:
+            if isinstance(answer, Next):
                 self.take_next(answer)
                 at += 1
-            elif kind is Goto:
+            elif isinstance(answer, Goto):
                 if not self.enter_quietly(answer.target):
                     return
                 node, at = self.program.nodes[self.node], 0
-            elif kind is Block:
+            elif isinstance(answer, Block):
                 self.block(answer)
                 return
             elif self.apply(answer):
@@ -235,18 +234,17 @@ class Turn:
 
     def apply(self, answer: Answer) -> bool:
         """Do what an op answered. True: go on with the next op of the same node."""
-        kind = type(answer)
-        if kind is Next:
+        if isinstance(answer, Next):
             self.take_next(answer)
             self.local = None
             return True
-        if kind is Block:
+        if isinstance(answer, Block):
             self.block(answer)
-        elif kind is Goto:
+        elif isinstance(answer, Goto):
             self.enter(answer.target)
-        elif kind is End:
+        elif isinstance(answer, End):
             self.end(answer.output)
-        elif kind is Raise:
+        else:
             self.raise_(answer.failure)
         return False
 
@@ -254,7 +252,7 @@ class Turn:
         self._scope = None
         if answer.output is not UNSET:
             self.output = answer.output
-        if answer.context is not UNSET:
+        if not isinstance(answer.context, Unset):
             self.context = answer.context
 
     def block(self, answer: Block) -> None:

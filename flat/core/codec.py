@@ -87,7 +87,9 @@ class Codec:
 
     def __init__(self, types: Types | None = None) -> None:
         self.types = types or CORE_TYPES
-        self._known = {str: _text, int: _integer, float: _number, bool: _same, type(None): _same}
+        self._known: dict[type, Callable[[Any, str, Blobs], Any]] = {
+            str: _text, int: _integer, float: _number, bool: _same, type(None): _same,
+        }
 
     # -- values -------------------------------------------------------------------
 

@@ -69,6 +69,14 @@ class Keeper:
         self.since_base, self.base_at = 0, BASE_AFTER
         return whole, whole_blobs, True
 
+    async def refresh(self) -> Snapshot:
+        """Read again what is stored: for when a commit was interrupted and may have happened or not."""
+        stored = await self.store.load(self.lease.execution_id)
+        if stored is None:
+            raise ExecutionNotFound(self.lease.execution_id)
+        self.stored, self.seq = await rebuilt(self.store, self.codec, stored), stored.bodies[-1][0]
+        return self.stored
+
     async def release(self) -> None:
         await self.store.release(self.lease)
 

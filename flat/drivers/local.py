@@ -99,7 +99,9 @@ class Drive:
                 assert self.snapshot is not None
                 step = advance(self.program, self.snapshot, first)
             return await self._loop(step)
-        # Only `cancel` ends the scope early, and what was kept last is what the execution has come to.
+        # Only `cancel` ends the scope early. A commit may have been under way: what is stored is what counts.
+        if self.keeper is not None:
+            self.snapshot = await self.keeper.refresh()
         assert self.snapshot is not None
         last = advance(self.program, self.snapshot, Cancelled(self.clock.now(), self._cancel_reason or ""))
         await self._keep(last)
@@ -148,17 +150,17 @@ class Drive:
         with send, receive:
             async with anyio.create_task_group() as group:
                 start(step)
-                while True:
+                while running:
                     event = await receive.receive()
                     if running.pop(event.effect_id, None) is None:
                         continue
                     step = advance(self.program, step.snapshot, event)
                     for gone in running.keys() - set(step.snapshot.pending):
                         running.pop(gone).cancel()
-                    if not running:
-                        return step
-                    await self._keep(step)
-                    start(step)
+                    if running:
+                        await self._keep(step)
+                        start(step)
+        return step
 
     async def _receive(self, effect: AwaitSignal, step: Advance) -> Advance | None:
         """Take a waiting signal, or None to park. The wait is stored first, so that no sender can miss it."""

@@ -26,14 +26,17 @@ from flat.hooks.base import POINTS
 class Facts(Mapping[str, Any]):
     """`context["machine"]` as hooks see it: read-only, and made only when it is looked at."""
 
-    __slots__ = ("_args", "_facts")
+    __slots__ = ("_effect", "_facts", "_program", "_snapshot")
 
-    def __init__(self, *args: Any) -> None:
-        self._args, self._facts = args, None
+    def __init__(self, program: Program, snapshot: Snapshot, effect: RunAction | RunHook | CallAgent) -> None:
+        self._program, self._snapshot, self._effect = program, snapshot, effect
+        self._facts: dict[str, Any] | None = None
 
     def _open(self) -> dict[str, Any]:
         if self._facts is None:
-            self._facts: dict[str, Any] | None = machine_facts(*self._args)
+            step = int(self._effect.id.split("/", 2)[1])
+            snapshot = self._snapshot
+            self._facts = machine_facts(self._program, snapshot, self._effect.node, step, snapshot.spent)
         return self._facts
 
     def __getitem__(self, key: str) -> Any:
@@ -114,8 +117,7 @@ class Performer:
 
     def _context(self, effect: RunAction | RunHook | CallAgent, snapshot: Snapshot) -> dict[str, Any]:
         context = draft_of(effect.context)
-        step = int(effect.id.split("/", 2)[1])
-        context["machine"] = Facts(self.program, snapshot, effect.node, step, snapshot.spent)
+        context["machine"] = Facts(self.program, snapshot, effect)
         return context
 
     async def _action(self, effect: RunAction, snapshot: Snapshot) -> dict[str, Any]:

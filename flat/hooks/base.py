@@ -107,7 +107,7 @@ class CompositeHooks(MachineHooks):
         if not answering:
             return MachineHooks.on_action(self, *args)
         for hook in answering:
-            result = await settled(call_action(hook, *names, context))
+            result = await settled(call_action(hook, names[0], names[-1], context))
             context = context if result is None else result
         return context
 

@@ -12,12 +12,12 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from flat import __version__
 from flat.agents.protocol import Agent
 from flat.bindings import Bindings
 from flat.core.program import Program
@@ -121,7 +121,7 @@ def _key(main: Path, profiles_file: Any, compat: bool) -> str | None:
     except OSError:
         return None
     # The path is part of the key because the program holds it, for messages.
-    parts = (str(CACHE_FORMAT), version("flat"), str(main), os.getcwd(), str(profiles_file or ""), str(compat))
+    parts = (str(CACHE_FORMAT), __version__, str(main), os.getcwd(), str(profiles_file or ""), str(compat))
     return hashlib.sha256("\0".join(parts).encode() + b"\0" + text).hexdigest()[:40]
 
 

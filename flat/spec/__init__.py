@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from flat.spec.check import check_machine
     from flat.spec.document import Document
     from flat.spec.load import load_machine, load_machine_dict
-    from flat.spec.parse import Limits, parse
+    from flat.spec.parse import Limits
     from flat.spec.sources import AgentSource, CatalogueSource, ChildSource, MachineSource
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "check_machine",
     "load_machine",
     "load_machine_dict",
-    "parse",
 ]
 
 _HOMES = {
@@ -38,7 +37,6 @@ _HOMES = {
     "check_machine": "check",
     "load_machine": "load",
     "load_machine_dict": "load",
-    "parse": "parse",
 }
 
 

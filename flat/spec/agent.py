@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from flat.spec.base import SPEC_VERSION, Metadata, OpenPart, Part, Version, by_shape
+from flat.spec.base import SPEC_VERSION, Closed, Metadata, Open, Version, by_shape
 
 OutputType = Literal["str", "int", "float", "bool", "json", "list", "object"]
 
 
-class OutputField(Part):
+class OutputField(Closed):
     """One field of the structured output that a model is asked for."""
 
     type: OutputType = Field(description="The kind of value.", examples=["str", "int"])
@@ -30,7 +30,7 @@ class OutputField(Part):
     )
 
 
-class PromptData(Part):
+class PromptData(Closed):
     """What an agent is told, and what it may use."""
 
     name: str | None = Field(None, description="The name in logs and metrics.", examples=["tagger"])
@@ -55,7 +55,7 @@ class PromptData(Part):
     )
 
 
-class ModelConfig(OpenPart):
+class ModelConfig(Open):
     """A model and how it is called. A key that is not listed here goes to the provider as it is."""
 
     name: str | None = Field(None, description="The model's name.", examples=["gpt-5-mini"])
@@ -86,7 +86,7 @@ class ModelConfig(OpenPart):
     )
 
 
-class Profile(OpenPart):
+class Profile(Open):
     """One entry of a catalogue: a model (flat, or nested under `model`), or an external runtime."""
 
     type: str | None = Field(
@@ -99,7 +99,7 @@ class Profile(OpenPart):
     )
 
 
-class ProfilesData(Part):
+class ProfilesData(Closed):
     """A catalogue of named ways to run an agent."""
 
     model_profiles: dict[str, Profile] = Field(
@@ -115,7 +115,7 @@ class ProfilesData(Part):
     )
 
 
-class ProfileFile(Part):
+class ProfileFile(Closed):
     """A `profiles.yml`: a catalogue in its envelope."""
 
     spec: Literal["flatprofile", "flatprofiles"] = Field(
@@ -128,7 +128,7 @@ class ProfileFile(Part):
     metadata: Metadata = Field(default_factory=dict)
 
 
-class PromptFile(Part):
+class PromptFile(Closed):
     """A prompt document in its envelope."""
 
     spec: Literal["prompt"] = Field("prompt", description="The kind of file.", examples=["prompt"])
@@ -152,7 +152,7 @@ class LegacyAgentData(PromptData):
     )
 
 
-class BundleAgentData(Part):
+class BundleAgentData(Closed):
     """An agent made of a prompt and a profile."""
 
     name: str | None = Field(None, description="The name when the prompt has none.", examples=["tagger"])
@@ -177,7 +177,7 @@ AgentData = Annotated[
 ]
 
 
-class AgentFile(Part):
+class AgentFile(Closed):
     """An agent file, or an agent written inside a machine."""
 
     spec: Literal["flatagent"] = Field(description="The kind of file.", examples=["flatagent"])
@@ -188,7 +188,7 @@ class AgentFile(Part):
     metadata: Metadata = Field(default_factory=dict)
 
 
-class TypedAgent(Part):
+class TypedAgent(Closed):
     """An agent of an external kind, named from a machine."""
 
     type: str = Field(description="The kind of agent.", examples=["claude-code", "codex-cli"])

@@ -26,7 +26,7 @@ def shape(value: Any) -> str:
 by_shape = Discriminator(shape)
 
 
-class Part(BaseModel):
+class Closed(BaseModel):
     """A mapping of a file with a fixed set of keys. A key without a value (`context:`) counts as absent."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
@@ -39,7 +39,7 @@ class Part(BaseModel):
         return value
 
 
-class OpenPart(Part):
+class Open(Closed):
     """A mapping that also keeps keys it does not know, for adapters and for people."""
 
     model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Discriminator, Field, Tag, field_validator
 
 from flat.spec.agent import AgentFile, TypedAgent
-from flat.spec.base import SPEC_VERSION, Metadata, Number, OpenPart, Part, Version, by_shape, shape
+from flat.spec.base import SPEC_VERSION, Closed, Metadata, Number, Open, Version, by_shape, shape
 
 
-class HooksCall(Part):
+class HooksCall(Closed):
     """Hooks by their registered name, with arguments for the factory."""
 
     name: str = Field(description="The registered name.", examples=["logging"])
@@ -36,7 +36,7 @@ def hooks_calls(ref: HooksRef | None) -> tuple[HooksCall, ...]:
     return tuple(HooksCall(name=e) if isinstance(e, str) else e for e in entries)
 
 
-class Transition(Part):
+class Transition(Closed):
     """Where to go, and when. The first entry whose condition holds is taken."""
 
     condition: str | bool | None = Field(
@@ -45,7 +45,7 @@ class Transition(Part):
     to: str = Field(min_length=1, description="The next state.", examples=["done"])
 
 
-class MachineInput(Part):
+class MachineInput(Closed):
     """A child machine with input of its own."""
 
     name: str = Field(description="A key of `machines`.", examples=["summarise"])
@@ -54,13 +54,13 @@ class MachineInput(Part):
     )
 
 
-class DefaultExecution(Part):
+class DefaultExecution(Closed):
     """One call."""
 
     type: Literal["default"] = Field("default", description="One call.", examples=["default"])
 
 
-class RetryExecution(Part):
+class RetryExecution(Closed):
     """Call again when it fails in a way that may pass."""
 
     type: Literal["retry"] = Field(description="Call again after a failure.", examples=["retry"])
@@ -75,14 +75,14 @@ class RetryExecution(Part):
     )
 
 
-class ParallelExecution(Part):
+class ParallelExecution(Closed):
     """Several calls at once, all answers kept."""
 
     type: Literal["parallel"] = Field(description="Several calls at once.", examples=["parallel"])
     n_samples: int = Field(3, ge=1, description="How many calls.", examples=[3])
 
 
-class VotingExecution(Part):
+class VotingExecution(Closed):
     """Call until one answer leads the vote."""
 
     type: Literal["mdap_voting"] = Field(
@@ -110,7 +110,7 @@ Execution = Annotated[
 ]
 
 
-class ToolLoop(Part):
+class ToolLoop(Closed):
     """Limits of a tool loop. Zero means no limit."""
 
     max_tool_calls: Number | None = Field(None, description="Most tool calls.", examples=[50])
@@ -145,7 +145,7 @@ OnError = Annotated[Annotated[str, Tag("text")] | Annotated[dict[str, str], Tag(
 InDoubt = Literal["retry", "ask", "fail"]
 
 
-class State(Part):
+class State(Closed):
     """One state. What is there runs in this order: wait_for, action, launch, machine or foreach, agent."""
 
     type: Literal["initial", "final"] | None = Field(
@@ -248,7 +248,7 @@ class State(Part):
         return dict(self.on_error or {})
 
 
-class Backends(OpenPart):
+class Backends(Open):
     """Which storage and coordination a machine asks for."""
 
     persistence: str | None = Field(None, description="Where executions are kept.", examples=["sqlite"])
@@ -264,7 +264,7 @@ class Backends(OpenPart):
     aws_region: str | None = Field(None, description="Region.", examples=["eu-west-1"])
 
 
-class Settings(OpenPart):
+class Settings(Open):
     """Settings of a machine. Keys that are not listed are kept for adapters."""
 
     max_steps: int | None = Field(None, ge=0, description="Most steps of one execution.", examples=[100])
@@ -299,7 +299,7 @@ class Settings(OpenPart):
         return value
 
 
-class Persistence(OpenPart):
+class Persistence(Open):
     """Where executions of a machine are kept."""
 
     enabled: bool = Field(True, description="Whether anything is kept on disk.", examples=[True])
@@ -312,7 +312,7 @@ class Persistence(OpenPart):
     )
 
 
-class TreeRef(Part):
+class TreeRef(Closed):
     """A tree used as a child machine."""
 
     tree: str = Field(description="Module and name of the charter.", examples=["travel.charter:charter"])
@@ -350,7 +350,7 @@ MachineRef = Annotated[
 ]
 
 
-class MachineData(Part):
+class MachineData(Closed):
     """A machine: states, and what they use."""
 
     name: str = Field("unnamed-machine", description="The machine's name.", examples=["hello-world"])
@@ -405,7 +405,7 @@ class MachineData(Part):
         return "2.5" if self.hooks is not None and self.lifecycle_hooks is None and not local else "4"
 
 
-class MachineFile(Part):
+class MachineFile(Closed):
     """A machine file."""
 
     spec: Literal["flatmachine"] = Field(description="The kind of file.", examples=["flatmachine"])

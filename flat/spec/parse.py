@@ -38,7 +38,7 @@ class Limits:
 
     size: int = 2 * 1024 * 1024
     depth: int = 100
-    nodes: int = 400_000
+    nodes: int = 200_000
     aliased: int = 20_000
     """Nodes that aliases stand for, written out."""
 
@@ -204,6 +204,8 @@ class _Builder:
         mark = event.start_mark
         plain = event.implicit[0]
         self.count += 1
+        if self.count > self.limits.nodes:
+            self._too_many(event)
         value: Any = text
         if plain:
             value = self._core(text, event)
@@ -261,7 +263,7 @@ class _Builder:
         mark = event.start_mark
         self.count += 1
         if self.count > self.limits.nodes:
-            self._fail("too-large", f"the file has more than {self.limits.nodes} values", event)
+            self._too_many(event)
         if len(self.stack) >= self.limits.depth:
             self._fail("too-deep", f"the file is nested more than {self.limits.depth} levels deep", event)
         if event.tag is not None and event.tag not in ("!", f"{_CORE_TAG}map", f"{_CORE_TAG}seq"):
@@ -360,6 +362,9 @@ class _Builder:
         self._fail(
             "tag", f"the tag {shown} is not allowed", event, "write plain values; files hold data only"
         )
+
+    def _too_many(self, event: Any) -> NoReturn:
+        self._fail("too-large", f"the file has more than {self.limits.nodes} values", event)
 
     def _old_boolean(self, text: str, event: Any) -> None:
         mark = event.start_mark

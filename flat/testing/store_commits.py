@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 from flat.backends.liveness import this_process
 from flat.backends.protocols import Head, Lease
 from flat.errors import BackendError, ExecutionBusy, ExecutionNotFound, StaleSnapshot
 from flat.testing.store_case import (
-    ALICE, BOB, TTL, Checks, Place, begin, birth, execution, newest, refused, signal, signal_ids, step, waiting,
-)  # fmt: skip
+    ALICE,
+    BOB,
+    TTL,
+    Checks,
+    Place,
+    begin,
+    birth,
+    execution,
+    newest,
+    refused,
+    signal,
+    signal_ids,
+    step,
+    waiting,
+)
 
 LONE = Checks()
 SHARED = Checks()
@@ -434,15 +448,13 @@ async def a_lease_on_a_deleted_execution_does_not_fit_its_namesake(place: Place)
 
 
 @LONE
-async def a_closed_store_says_so_or_still_answers(place: Place) -> None:
+async def a_closed_store_may_be_closed_again_and_fails_only_as_a_store_fails(place: Place) -> None:
     store = place.open()
     await begin(store)
     await store.close()
     await store.close()
-    try:
+    with contextlib.suppress(BackendError):
         await store.create(birth("e2"))
-    except BackendError as error:
-        assert "closed" in str(error)
 
 
 @SHARED

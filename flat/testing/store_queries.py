@@ -9,16 +9,29 @@ import anyio
 from flat.backends.protocols import Head
 from flat.errors import FlatError, StaleSnapshot
 from flat.testing.store_case import (
-    ALICE, TTL, Checks, Place, begin, birth, execution, ids, newest, refused, signal, signal_ids, step, waiting,
-)  # fmt: skip
+    ALICE,
+    TTL,
+    Checks,
+    Place,
+    begin,
+    birth,
+    execution,
+    ids,
+    newest,
+    refused,
+    signal,
+    signal_ids,
+    step,
+    waiting,
+)
 
 LONE = Checks()
 SHARED = Checks()
 
 HOSTILE = (
-    "nul\0in the middle", "../../etc/passwd", "..", ".", "/absolute", "a/b\\c", "", " ", "x" * 5000, "ünï©ødé 日本 🙂",
-    "'; DROP TABLE executions; --", "%_*?[a]", "CON", "nul.txt", "trailing.", "line\nbreak", "Case", "case", "a~b", "-rf",
-    "journal", "lock", "e1.tmp", "\u202egnp", "e\u0301", "\u00e9",
+    "nul\0in the middle", "../../etc/passwd", "..", ".", "/absolute", "a/b\\c", "", " ", "x" * 5000,
+    "ünï©ødé 日本 🙂", "'; DROP TABLE executions; --", "%_*?[a]", "CON", "nul.txt", "trailing.", "line\nbreak",
+    "Case", "case", "a~b", "-rf", "journal", "lock", "e1.tmp", "\u202egnp", "e\u0301", "\u00e9",
 )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """What every store must do, as checks that anybody can run against a store of their own.
 
-A check is an async function that takes a `Place` and raises AssertionError. A place knows how to open the store:
-each `place.open()` gives another store object on the same data, and all are closed at the end. With pytest:
+A check is an async function that takes a `Place` and raises AssertionError. A place knows how to open the
+store: each `place.open()` gives another store object on the same data, and all are closed at the end. With
+pytest:
 
     import pytest
     from flat.testing.stores import CHECKS, Check, Place
@@ -13,8 +14,8 @@ each `place.open()` gives another store object on the same data, and all are clo
         async with Place(lambda: MyStore(tmp_path / "data")) as place:
             await check(place)
 
-Each check wants an empty place. A store whose objects share nothing, such as one in memory, runs `LONE_CHECKS`
-only. The clock is in the arguments, so nothing sleeps.
+Each check wants an empty place. A store whose objects share nothing, such as one in memory, runs
+`LONE_CHECKS` only. The clock is in the arguments, so nothing sleeps.
 """
 
 from __future__ import annotations

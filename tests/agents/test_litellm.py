@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -27,9 +28,17 @@ LIMITS = {
     "x-request-id": "req_1",
     "set-cookie": "secret=1",
 }
-CONTEXT = {"message": "This model's maximum context length is 4096 tokens.", "code": "context_length_exceeded"}
+CONTEXT = {
+    "message": "This model's maximum context length is 4096 tokens.",
+    "code": "context_length_exceeded",
+}
 POLICY = {"message": "The response was filtered: content_filter policy", "code": "content_policy_violation"}
 QUOTA = {"message": "You exceeded your current quota", "code": "insufficient_quota"}
+WATCHERS: tuple[Callable[[str], None] | None, ...] = (None, lambda text: None)
+
+
+def ignore(text: str) -> None:
+    """A watcher for whom nothing matters but that there is a stream."""
 
 
 async def failure_of(agent: Any, request: AgentRequest = HELLO) -> AgentFailed:
@@ -45,7 +54,11 @@ async def test_an_answer_carries_text_usage_finish_reason_and_limits(
     model = serve([Reply("hi", usage=usage, headers=LIMITS, finish_reason="length")])
     result = await agent_on(model).call(HELLO)
     assert (result.content, result.output, result.finish_reason) == ("hi", None, "length")
-    assert (result.usage.input_tokens, result.usage.output_tokens, result.usage.cache_read_tokens) == (9, 4, 3)
+    assert (result.usage.input_tokens, result.usage.output_tokens, result.usage.cache_read_tokens) == (
+        9,
+        4,
+        3,
+    )
     assert (result.usage.api_calls, result.usage.cost, result.usage.cost_source) == (1, 0.0, "free")
     window = {"name": "requests", "resource": "requests", "remaining": 59, "limit": 60, "resets_in": 360}
     assert result.rate_limit == {"limited": False, "windows": [window]}
@@ -202,10 +215,14 @@ async def test_the_idempotency_key_travels_as_a_header(serve: ServeModel, agent_
 
 async def test_tools_are_sent_and_calls_decoded(serve: ServeModel, agent_on: MakeAgent) -> None:
     tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
-    calls = [{"name": "add", "arguments": {"a": 2}}, {"name": "add", "arguments": '{"a":'}, {"name": "add", "arguments": ""}]
+    calls: list[dict[str, Any]] = [
+        {"name": "add", "arguments": {"a": 2}},
+        {"name": "add", "arguments": '{"a":'},
+        {"name": "add", "arguments": ""},
+    ]
     model = serve([Reply(None, tool_calls=calls)] * 2)
     agent = agent_on(model, tools=[tool], output={"n": {"type": "int"}})
-    for on_token in (None, [].append):
+    for on_token in WATCHERS:
         result = await agent.call(AgentRequest(input={"word": "x"}, on_token=on_token))
         assert result.finish_reason == "tool_use"
         assert result.content is None
@@ -279,7 +296,7 @@ async def test_cancelling_the_caller_aborts_the_request(
 ) -> None:
     words = " ".join("abcdefgh")
     model = serve([Reply(words, chunk_delay=5) if streamed else Reply("late", delay=30)])
-    request = AgentRequest(input={"word": "x"}, on_token=[].append if streamed else None)
+    request = AgentRequest(input={"word": "x"}, on_token=ignore if streamed else None)
     started = time.monotonic()
     with anyio.move_on_after(0.4) as scope:
         await agent_on(model).call(request)
@@ -299,7 +316,11 @@ async def test_a_stream_hands_on_its_pieces_in_the_callers_thread(
     result = await agent_on(model).call(request)
     assert [text for text, _ in seen] == ["one ", "two ", "three"]
     assert {thread for _, thread in seen} == {threading.get_ident()}
-    assert (result.content, result.finish_reason, result.usage.output_tokens) == ("one two three", "length", 3)
+    assert (result.content, result.finish_reason, result.usage.output_tokens) == (
+        "one two three",
+        "length",
+        3,
+    )
     assert result.rate_limit is not None
     assert result.rate_limit["windows"]
     assert model.requests[0].body["stream_options"] == {"include_usage": True}
@@ -325,7 +346,7 @@ async def test_a_stream_that_ends_early_is_an_error(
     serve: ServeModel, agent_on: MakeAgent, reply: Reply
 ) -> None:
     model = serve([reply] * 2)
-    failure = await failure_of(agent_on(model), AgentRequest(input={"word": "x"}, on_token=[].append))
+    failure = await failure_of(agent_on(model), AgentRequest(input={"word": "x"}, on_token=ignore))
     assert (failure.code, failure.retryable) == ("server_error", True)
     assert model.calls == 1
 
@@ -334,14 +355,14 @@ async def test_a_stream_that_falls_silent_runs_into_the_deadline(
     serve: ServeModel, agent_on: MakeAgent
 ) -> None:
     model = serve([Reply("one two three", stall_after=1)])
-    request = AgentRequest(input={"word": "x"}, on_token=[].append, timeout=0.3)
+    request = AgentRequest(input={"word": "x"}, on_token=ignore, timeout=0.3)
     assert (await failure_of(agent_on(model), request)).code == "timeout"
     assert await anyio.to_thread.run_sync(model.wait_until, lambda m: m.aborts == 1)
 
 
 async def test_an_error_status_of_a_stream_is_classified_too(serve: ServeModel, agent_on: MakeAgent) -> None:
     model = serve([Reply(status=429, retry_after=3)])
-    failure = await failure_of(agent_on(model), AgentRequest(input={"word": "x"}, on_token=[].append))
+    failure = await failure_of(agent_on(model), AgentRequest(input={"word": "x"}, on_token=ignore))
     assert (failure.code, failure.retry_after, model.calls) == ("rate_limit", 3, 1)
 
 

@@ -1,0 +1,155 @@
+"""What real processes do to one store: races, sudden death, and zombies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from flat.backends import Stored, open_store, this_process
+from flat.testing.store_case import birth, step
+
+ROOT = Path(__file__).parents[2]
+Child = subprocess.Popen[str]
+Start = Callable[[str], Child]
+
+
+@pytest.fixture(params=["sqlite", "file"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"{request.param}:{tmp_path / 'store.db'}"
+
+
+@pytest.fixture
+def start(url: str) -> Iterator[Start]:
+    children: list[Child] = []
+
+    def start_one(case: str) -> Child:
+        child = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("children.py")), case, url],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        children.append(child)
+        return child
+
+    yield start_one
+    for child in children:
+        child.kill()
+        child.communicate()
+
+
+def hear(child: Child) -> str:
+    assert child.stdout is not None
+    return child.stdout.readline().strip()
+
+
+def tell(child: Child) -> None:
+    assert child.stdin is not None
+    child.stdin.write("go\n")
+    child.stdin.flush()
+
+
+async def create(url: str) -> None:
+    store = open_store(url)
+    await store.create(birth())
+    await store.close()
+
+
+async def load(url: str, execution_id: str = "e1") -> Stored:
+    store = open_store(url)
+    stored = await store.load(execution_id)
+    await store.close()
+    assert stored is not None
+    return stored
+
+
+@pytest.mark.parametrize("count", [2, 8, 32])
+def test_one_of_many_processes_becomes_the_owner(url: str, start: Start, count: int) -> None:
+    anyio.run(create, url)
+    children = [start("acquire") for _ in range(count)]
+    assert {hear(child) for child in children} == {"ready"}
+    for child in children:
+        tell(child)
+    assert sorted(hear(child) for child in children) == ["busy"] * (count - 1) + ["owner"]
+    for child in children:
+        tell(child)
+    assert anyio.run(load, url).bodies == [(0, b"body 0"), (1, b"body 1")]
+
+
+def test_many_processes_open_a_new_store_and_write_at_once(url: str, start: Start) -> None:
+    children = [start("append") for _ in range(8)]
+    assert {hear(child) for child in children} == {"done"}
+    for child in children:
+        stored = anyio.run(load, url, f"e{child.pid}")
+        assert stored.execution.seq == 40
+        assert len(stored.log) == 10
+
+
+def test_a_killed_owner_is_replaced_at_once(url: str, start: Start) -> None:
+    anyio.run(create, url)
+    child = start("die")
+    assert hear(child) == "owner"
+    child.wait()
+
+    async def take_over() -> None:
+        store = open_store(url)
+        lease = await store.acquire("e1", this_process(), now=time.time(), ttl=60)
+        await store.commit(step(lease, 2))
+        await store.close()
+
+    anyio.run(take_over)
+    assert [seq for seq, _ in anyio.run(load, url).bodies] == [0, 1, 2]
+
+
+def test_an_owner_that_is_dead_but_not_yet_buried_is_replaced_at_once(url: str, start: Start) -> None:
+    anyio.run(create, url)
+    child = start("die")
+    assert hear(child) == "owner"
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+
+    async def take_over() -> None:
+        store = open_store(url)
+        await store.acquire("e1", this_process(), now=time.time(), ttl=60)
+        await store.close()
+
+    anyio.run(take_over)
+
+
+def test_a_stopped_owner_is_replaced_after_its_ttl_and_cannot_commit_when_it_wakes(
+    url: str, start: Start
+) -> None:
+    anyio.run(create, url)
+    child = start("zombie")
+    assert hear(child) == "owner"
+    child.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+
+    async def take_over() -> None:
+        store = open_store(url)
+        lease = await store.acquire("e1", this_process(), now=time.time() + 1, ttl=60)
+        await store.commit(step(lease, 2))
+        await store.close()
+
+    anyio.run(take_over)
+    child.send_signal(signal.SIGCONT)
+    tell(child)
+    assert hear(child) == "stale"
+    assert anyio.run(load, url).bodies == [(0, b"body 0"), (1, b"body 1"), (2, b"body 2")]
+
+
+def test_a_file_that_may_not_grow_fails_one_commit_and_keeps_the_others(start: Start, url: str) -> None:
+    if url.startswith("sqlite"):
+        pytest.skip("SQLite's own limit is tested in test_sqlite_faults.py")
+    child = start("fill")
+    said = hear(child)
+    assert "cannot grow" in said
+    assert hear(child) == "resumed"
+    stored = anyio.run(load, url)
+    assert stored.execution.seq == int(said.split()[0]) + 1 > 4
+    assert stored.bodies[-1][1] == b"small"
