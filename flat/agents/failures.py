@@ -21,7 +21,7 @@ _NO_KEY = re.compile(
     r"|api_key client option must be set"
 )
 _SPENT = re.compile(r"insufficient_quota|exceeded your current quota")
-_PREFIX = re.compile(r"^(?:(?:litellm\.)?\w*(?:Error|Timeout): )*(?:\w+Exception - )?")
+_PREFIX = re.compile(r"^(?:(?:litellm\.)?\w*(?:Error|Timeout): |\w+Exception - )*")
 _SHOWN = 600
 
 
@@ -114,7 +114,7 @@ def _unanswered(error: BaseException, names: set[str], headers: Mapping[str, str
         return _TIMEOUT
     if _is_connection(error, headers):
         return Verdict("server_error", True, "is the server running, and the `base_url` right?")
-    if "JSONDecodeError" in along:
+    if "JSONDecodeError" in along or "InternalServerError" in names:  # an answer that makes no sense
         return _SERVER
     if "AuthenticationError" in names:
         return _AUTH

@@ -179,7 +179,7 @@ class LiteLLMClient:
             # Leaving the loop does not close the connection.
             await stream.aclose()
         # litellm invents a last chunk when the stream just ends; only this says that the model had finished.
-        if not stream.received_finish_reason:
+        if not getattr(stream, "received_finish_reason", "unknown"):
             raise self._broken("the stream ended before the answer was complete")
         whole = litellm.stream_chunk_builder(chunks, messages=arguments["messages"])
         return self._read(whole, stream, streamed=True)

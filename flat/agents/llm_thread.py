@@ -113,9 +113,11 @@ async def loaded() -> Any:
     """The litellm module, imported by now. For use on the LLM thread."""
     try:
         return await asyncio.shield(asyncio.wrap_future(prefetch()))
-    except ImportError as error:
+    except Exception as error:  # importing so much foreign code may fail in any way
         raise AgentFailed(
-            f"litellm could not be imported: {error}", code="model_unavailable", hint="pip install litellm"
+            f"litellm could not be imported: {type(error).__name__}: {error}",
+            code="model_unavailable",
+            hint="pip install litellm",
         ) from error
 
 

@@ -4,8 +4,8 @@ Bodies and log rows live in plain rowid tables whose key is `num << 32 | seq`: t
 next to each other in order, appending touches one page, and no second index has to be kept. (A table WITHOUT
 ROWID would move rows of 1 KiB to overflow pages.)
 
-What a transaction costs is mostly how many pages it touches, so there is no index that every move would have to
-keep for a question asked once in a while: `find(status=...)` walks the executions, newest first.
+What a transaction costs is mostly how many pages it touches, so there is no index that every move would have
+to keep for a question asked once in a while: `find(status=...)` walks the executions, newest first.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from flat.errors import FlatError
 
 ERROR_HOOK = "error"
 VIRTUAL = frozenset({START, END})
+ANSWERS = (Done, Failed)
 FUSE = 100_000
 """How many ops may run without an effect before the turn is stopped as an endless loop."""
 
@@ -57,7 +58,7 @@ def begin(
 
 def advance(program: Program, snapshot: Snapshot, event: Event) -> Advance:
     """The next snapshot, and what to do about it."""
-    if isinstance(event, Done | Failed):
+    if isinstance(event, ANSWERS):
         instance = snapshot.instances.get(instance_of(event.effect_id))
         if instance is None or event.effect_id not in instance.pending:
             raise UnexpectedEvent(f'effect "{event.effect_id}" is not pending in execution "{snapshot.execution_id}"')

@@ -1,24 +1,27 @@
-"""The purse of one rendering: what it may still do. See `flat.core.limits` for the amounts."""
+"""The purse of one rendering: what it may still do. See `flat.core.limits` for the amounts.
+
+Everything here is paid for before it is done where the size can be known beforehand.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from flat.core.limits import Limits
-from flat.core.operators import weigh
+from flat.core.operators import Refusal, weigh
 
 ELEMENT = 32
 """What an element of a new list counts for in characters, roughly its memory."""
 GRAIN = 64
 """Characters or elements that can be looked through for the price of one step."""
 
-
-class Exhausted(Exception):
-    """A template asked for more than its limits allow."""
+_SCALARS = (int, float, bool, type(None))
 
 
 class Budget:
-    """Steps and characters left. Each method pays for one thing, before it is done where that can be known."""
+    """Steps and characters left; whatever would overdraw them raises `Refusal`."""
 
     __slots__ = ("limits", "steps", "volume")
 
@@ -28,14 +31,15 @@ class Budget:
     def work(self, steps: int) -> None:
         self.steps -= steps
         if self.steps < 0:
-            raise Exhausted(f"the template takes more than {self.limits.steps:,} steps; is a loop too long?")
+            raise Refusal(f"the template takes more than {self.limits.steps:,} steps", "is a loop too long?")
 
     def produce(self, characters: int) -> None:
         self.volume -= characters
         if self.volume < 0:
-            raise Exhausted(f"the template produces more than {self.limits.volume:,} characters on its way")
+            raise Refusal(f"the template makes more than {self.limits.volume:,} characters on its way")
 
     def elements(self, count: int) -> None:
+        """Pay for a list of so many elements."""
         self.produce(count * ELEMENT)
         self.work(count)
 
@@ -45,7 +49,36 @@ class Budget:
             self.work(1 + len(value) * price // GRAIN)
 
     def weigh(self, value: Any) -> int:
-        """Pay for walking a value to its leaves, and tell its size."""
-        size = weigh(value, self.steps * GRAIN)
+        """Pay for walking a value to its leaves, and tell its size in characters and elements."""
+        size = weigh(value, self.limits.volume)
         self.work(1 + size // GRAIN)
+        if size > self.limits.output:
+            raise Refusal(f"a value holds more than {self.limits.output:,} characters and elements")
         return size
+
+    def width(self, columns: Any) -> None:
+        """Refuse a padding, an indent or a number of columns beyond reason."""
+        if isinstance(columns, int) and abs(columns) > self.limits.width:
+            raise Refusal(f"{columns:,} is too wide (limit: {self.limits.width:,})")
+
+    def text(self, value: Any) -> str:
+        """How a value reads in a text: lists and mappings as JSON, anything else by `str`."""
+        if isinstance(value, str):
+            text = str(value)
+        elif isinstance(value, _SCALARS):
+            text = str(value)
+        elif isinstance(value, list | Mapping):
+            self.weigh(value)
+            text = json.dumps(value, default=as_json)
+        else:
+            self.weigh(value)
+            text = str(value)
+        self.produce(len(text))
+        return text
+
+
+def as_json(value: Any) -> Any:
+    """What `json.dumps` cannot write by itself: read-only mappings can be, anything else is refused."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise Refusal(f"a {type(value).__name__} cannot be written as JSON")

@@ -8,9 +8,9 @@ from typing import NamedTuple
 class Limits(NamedTuple):
     """What one rendering of a template may use."""
 
-    output: int = 4 * 1024 * 1024
+    output: int = 2 * 1024 * 1024
     """Characters of the result."""
-    volume: int = 8 * 1024 * 1024
+    volume: int = 6 * 1024 * 1024
     """Characters produced on the way, by filters, operators and blocks; an element of a list counts as 32."""
     steps: int = 1_000_000
     """Parts of the template evaluated, those in a loop once for each turn, and work of filters on large values."""

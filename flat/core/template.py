@@ -21,6 +21,7 @@ from functools import lru_cache
 from typing import Any, TypeAlias, overload
 
 from flat.core.limits import DEFAULT_LIMITS, Limits
+from flat.core.plain_template import compile_plain
 from flat.core.values import Reader, Scope, path_reader
 from flat.errors import ExpressionError, Location
 
@@ -104,6 +105,8 @@ class Template:
 
     def _compile(self) -> Reader:
         if self.is_jinja:
+            if plain := compile_plain(self):
+                return plain
             from flat.core.sandbox import compile_jinja
 
             return compile_jinja(self)

@@ -167,6 +167,8 @@ class Runtime:
         unless `adopt` is set and it still has the place where the execution stands.
         """
         store = self.opened()
+        if execution_id in self._driving:
+            raise ExecutionBusy(execution_id, "this very process")
         stored = await store.load(execution_id)
         if stored is None:
             raise ExecutionNotFound(execution_id)

@@ -74,7 +74,7 @@ def _did_you_mean(name: Step) -> str:
 
 
 def _leave_out(value: Any, path: tuple[Step, ...], detail: ErrorDetails) -> None:
-    if detail["type"] == "string_too_short":
+    if path[-1:] == ("to",):
         path = path[:-1]
     for step in path[:-1]:
         value = value[step]

@@ -30,7 +30,8 @@ SHARED = Checks()
 
 HOSTILE = (
     "nul\0in the middle", "../../etc/passwd", "..", ".", "/absolute", "a/b\\c", "", " ", "x" * 5000,
-    "ünï©ødé 日本 🙂", "'; DROP TABLE executions; --", "%_*?[a]", "CON", "nul.txt", "trailing.", "line\nbreak",
+    "ünï©ødé 日本 🙂", "'; DROP TABLE executions; --", "%_*?[a]", "CON", "nul.txt", "trailing.",
+    "line\nbreak",
     "Case", "case", "a~b", "-rf", "journal", "lock", "e1.tmp", "\u202egnp", "e\u0301", "\u00e9",
 )  # fmt: skip
 
@@ -233,7 +234,8 @@ async def conditions_add_up(place: Place) -> None:
     for number in range(8):
         await store.create(
             birth(
-                f"e{number}", status="waiting" if number & 1 else "running", parent="p" if number & 2 else None,
+                f"e{number}", status="waiting" if number & 1 else "running",
+                parent="p" if number & 2 else None,
                 channels=("c",) if number & 4 else (), wake_at=float(number),
             )
         )  # fmt: skip

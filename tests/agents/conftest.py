@@ -1,4 +1,4 @@
-"""Fixtures for tests that call models: both event loops, a clean environment, one LLM thread for all."""
+"""Fixtures for tests that call models: a clean environment, one LLM thread for all."""
 
 from __future__ import annotations
 
@@ -12,11 +12,6 @@ from flat.testing.model_server import ScriptedModel
 
 ServeModel = Callable[[Any], ScriptedModel]
 MakeAgent = Callable[..., ModelAgent]
-
-
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> Any:
-    return request.param
 
 
 @pytest.fixture(autouse=True)

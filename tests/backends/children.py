@@ -1,4 +1,4 @@
-"""Processes that the store tests start: `python children.py CASE STORE_URL ...`. Each prints what it found."""
+"""Processes that the store tests start: `python children.py CASE STORE_URL`. Each says what it found."""
 
 from __future__ import annotations
 
@@ -93,4 +93,4 @@ async def main(case: str, url: str) -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main, *sys.argv[1:])
+    anyio.run(main, sys.argv[1], sys.argv[2])

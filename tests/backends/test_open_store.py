@@ -18,7 +18,9 @@ async def test_memory() -> None:
     assert isinstance(open_store("memory://"), MemoryStore)
 
 
-@pytest.mark.parametrize("url", ["file:runs", "files:runs", "file:./runs", "file:///runs", "file:runs?fsync=true"])
+@pytest.mark.parametrize(
+    "url", ["file:runs", "files:runs", "file:./runs", "file:///runs", "file:runs?fsync=true"]
+)
 async def test_files(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     store = open_store(url)

@@ -33,7 +33,8 @@ def start(url: str) -> Iterator[Start]:
     def start_one(case: str) -> Child:
         child = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("children.py")), case, url],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         children.append(child)
         return child
@@ -143,9 +144,8 @@ def test_a_stopped_owner_is_replaced_after_its_ttl_and_cannot_commit_when_it_wak
     assert anyio.run(load, url).bodies == [(0, b"body 0"), (1, b"body 1"), (2, b"body 2")]
 
 
-def test_a_file_that_may_not_grow_fails_one_commit_and_keeps_the_others(start: Start, url: str) -> None:
-    if url.startswith("sqlite"):
-        pytest.skip("SQLite's own limit is tested in test_sqlite_faults.py")
+@pytest.mark.parametrize("url", ["file"], indirect=True)
+def test_a_file_that_may_not_grow_fails_one_commit_and_keeps_the_others(url: str, start: Start) -> None:
     child = start("fill")
     said = hear(child)
     assert "cannot grow" in said

@@ -7,6 +7,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -34,6 +35,14 @@ def nobody() -> Iterator[None]:
         yield
     finally:
         os.seteuid(user)
+
+
+def read(path: str) -> bytes:
+    return Path(path).read_bytes()
+
+
+def write(path: str, data: bytes) -> None:
+    Path(path).write_bytes(data)
 
 
 async def commit_until_it_fails(store: SQLiteStore, lease: Lease) -> tuple[int, str]:
@@ -109,7 +118,7 @@ async def test_a_locked_database_fails_a_lone_commit_too(path: str) -> None:
         store._connection.execute("PRAGMA busy_timeout = 20").fetchone()
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as holder:
             holder.execute("BEGIN IMMEDIATE")
-            for rest in ({}, {"log": (b"line",)}):
+            for rest in (dict[str, Any](), {"log": (b"line",)}):
                 with pytest.raises(BackendError, match="locked"):
                     await store.commit(step(lease, 1, **rest))
         await store.commit(step(lease, 1))
@@ -122,7 +131,7 @@ async def test_a_file_that_may_not_be_written_is_refused_when_opened(path: str) 
     os.chmod(os.path.dirname(path), 0o555)
     for folder in Path(path).parents[1:3]:
         os.chmod(folder, 0o755)
-    with nobody(), pytest.raises(BackendError, match="cannot be (written|opened)"):
+    with nobody(), pytest.raises(BackendError, match=r"cannot be (written|opened)"):
         SQLiteStore(path)
 
 
@@ -130,7 +139,7 @@ async def test_a_store_that_becomes_read_only_fails_cleanly(path: str) -> None:
     async with SQLiteStore(path) as store:
         lease = await begin(store)
         store._connection.execute("PRAGMA query_only = 1")
-        for rest in ({}, {"head": waiting("c1")}):
+        for rest in (dict[str, Any](), {"head": waiting("c1")}):
             with pytest.raises(BackendError, match="read-only"):
                 await store.commit(step(lease, 1, **rest))
         store._connection.execute("PRAGMA query_only = 0")
@@ -139,10 +148,10 @@ async def test_a_store_that_becomes_read_only_fails_cleanly(path: str) -> None:
 
 async def test_what_is_not_a_database_is_left_alone(path: str) -> None:
     text = b"dear diary, " * 100
-    Path(path).write_bytes(text)
+    write(path, text)
     with pytest.raises(BackendError, match="is not a SQLite database"):
         SQLiteStore(path)
-    assert Path(path).read_bytes() == text
+    assert read(path) == text
 
 
 async def test_the_database_of_another_program_is_left_alone(path: str) -> None:
@@ -185,20 +194,20 @@ async def filled(path: str) -> bytes:
         lease = await begin(store)
         for seq in range(1, 31):
             await store.commit(step(lease, seq, b"%d" % seq * 300))
-    return Path(path).read_bytes()
+    return read(path)
 
 
 async def test_a_damaged_file_gives_an_error_or_the_truth(path: str) -> None:
     whole = await filled(path)
     for page in range(0, len(whole), 4096):
-        Path(path).write_bytes(whole[:page] + os.urandom(4096) + whole[page + 4096 :])
+        write(path, whole[:page] + os.urandom(4096) + whole[page + 4096 :])
         await must_fail_cleanly_or_tell_the_truth(path)
 
 
 async def test_a_truncated_file_gives_an_error_or_the_truth(path: str) -> None:
     whole = await filled(path)
     for size in range(1, len(whole), 4099):
-        Path(path).write_bytes(whole[:size])
+        write(path, whole[:size])
         await must_fail_cleanly_or_tell_the_truth(path)
 
 
@@ -207,24 +216,27 @@ async def must_fail_cleanly_or_tell_the_truth(path: str) -> None:
         async with SQLiteStore(path) as store:
             stored = await store.load("e1")
     except BackendError as error:
-        assert path in str(error)
+        if path not in str(error):
+            raise
         return
     assert stored is None or [len(body) for _, body in stored.bodies][:1] == [6]
 
 
-async def test_a_torn_write_ahead_log_loses_the_last_commit_and_nothing_else(path: str, tmp_path: Path) -> None:
+async def test_a_torn_write_ahead_log_loses_the_last_commit_and_nothing_else(
+    path: str, tmp_path: Path
+) -> None:
     store = SQLiteStore(path)
     store._connection.execute("PRAGMA wal_autocheckpoint = 0").fetchone()
     lease = await begin(store)
     for seq in range(1, 4):
         await store.commit(step(lease, seq))
-    database, log = Path(path).read_bytes(), Path(path + "-wal").read_bytes()
+    database, log = read(path), read(path + "-wal")
     await store.close()
     frame = 4096 + 24
     for cut in (*range(1, frame, 97), frame):
-        copy = tmp_path / f"cut{cut}.db"
-        copy.write_bytes(database)
-        Path(f"{copy}-wal").write_bytes(log[:-cut])
+        copy = str(tmp_path / f"cut{cut}.db")
+        write(copy, database)
+        write(f"{copy}-wal", log[:-cut])
         async with SQLiteStore(copy) as torn:
             stored = await torn.load("e1")
             assert stored is not None

@@ -36,6 +36,12 @@ states:
     input: {a: "{{ nothing }}"}
     transitions:
       - condition: context.n == 1
+      - condition: context.n == 2
+        to:
+      - condition: context.n == 3
+        to: ""
+      - condition: context.n == 4
+        too: start
       - to: nowhere
     on_error: nowhere
   lost:

@@ -1,0 +1,1 @@
+"""What `flat` costs beside the physical limit and beside its peers: `python -m benchmarks`."""
