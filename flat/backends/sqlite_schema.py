@@ -1,8 +1,7 @@
 """The tables of a SQLite store, how the file is opened, and what a database error means to people.
 
 Bodies and log rows live in plain rowid tables whose key is `num << 32 | seq`: the rows of one execution lie
-next to each other in order, appending touches one page, and no second index has to be kept. (A table WITHOUT
-ROWID would move rows of 1 KiB to overflow pages.)
+next to each other in order, appending touches one page, and no second index has to be kept.
 
 What a transaction costs is mostly how many pages it touches, so there is no index that every move would have
 to keep for a question asked once in a while: `find(status=...)` walks the executions, newest first.
@@ -27,6 +26,15 @@ APPLICATION = 0x666C6174
 
 BUSY_TIMEOUT = 5.0
 """Seconds to wait for another process's write before giving up."""
+
+PAGE_SIZE = 1024
+"""A quarter of SQLite's default: every commit logs whole pages, and most change some tens of bytes in a few.
+
+A lone step takes 15 us in place of 19, parking and waking 210 us in place of 290, and a body of 1 KiB, with an
+overflow page, 1.16 KB in place of 1.40. Bodies of 10 KB pay for it with 84 us in place of 64.
+"""
+CHECKPOINT_BYTES = 4_096_000
+"""Size of the write-ahead log at which SQLite folds it into the file: its default, in pages of its own size."""
 
 SCHEMA = """
 CREATE TABLE executions (
@@ -86,7 +94,9 @@ def _prepare(connection: sqlite3.Connection, path: str, synchronous: Synchronous
             f"{path} has store format {version}, this version of flat writes format {VERSION}; "
             "use the version of flat that wrote it, or another file"
         )
+    connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
     _enter_wal(connection)
+    connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_BYTES // PAGE_SIZE}").fetchone()
     connection.execute(f"PRAGMA synchronous = {synchronous}")
     if synchronous == "FULL":
         # On macOS an ordinary fsync does not reach the disk; elsewhere this does nothing.

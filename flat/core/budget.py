@@ -17,8 +17,6 @@ ELEMENT = 32
 GRAIN = 64
 """Characters or elements that can be looked through for the price of one step."""
 
-_SCALARS = (int, float, bool, type(None))
-
 
 class Budget:
     """Steps and characters left; whatever would overdraw them raises `Refusal`."""
@@ -63,9 +61,7 @@ class Budget:
 
     def text(self, value: Any) -> str:
         """How a value reads in a text: lists and mappings as JSON, anything else by `str`."""
-        if isinstance(value, str):
-            text = str(value)
-        elif isinstance(value, _SCALARS):
+        if isinstance(value, str | int | float | None):
             text = str(value)
         elif isinstance(value, list | Mapping):
             self.weigh(value)

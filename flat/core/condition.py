@@ -4,9 +4,9 @@ A condition is compiled once, to closures over the syntax tree: no `eval`, no at
 condition can only read mappings and sequences. Compiling is put off until the first test or check, since
 a large file holds many conditions that a run never reaches.
 
-What differs from Python: a missing key is null, null is never smaller or greater than anything, and `and`/`or` give
-true or false instead of an operand. The commonest shapes (a path, or a path against a constant) have closures of
-their own; the general ones are in `_compile`.
+What differs from Python: a missing key is null, null is never smaller or greater than anything, and
+`and`/`or` give true or false instead of an operand. The commonest shapes (a path, or a path against a
+constant) have closures of their own; the general ones are in `_compile`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,19 @@ from typing import Any
 
 from flat.core import operators
 from flat.core.expression import (
-    Binary, Compare, Index, ListOf, Literal, Logic, Member, Negate, Node, Not, Path, parse, show,
+    Binary,
+    Compare,
+    Index,
+    ListOf,
+    Literal,
+    Logic,
+    Member,
+    Negate,
+    Node,
+    Not,
+    Path,
+    parse,
+    show,
 )  # fmt: skip
 from flat.core.operators import Refusal, describe
 from flat.core.values import Reader, Scope, member, path_reader
@@ -91,7 +103,11 @@ class Condition:
     def _compiled(self) -> Test:
         if self._test is None:
             always: Test = _always
-            test = always if not self.source.strip() else _Compiler(self.source, self.roots).test(parse(self.source))
+            test = (
+                always
+                if not self.source.strip()
+                else _Compiler(self.source, self.roots).test(parse(self.source))
+            )
             object.__setattr__(self, "_test", test)
             return test
         return self._test
@@ -100,7 +116,12 @@ class Condition:
         """The same error, with this condition's text and the place in its file."""
         place = self.location and self.location.moved_into(self.source, error.offset)
         return ExpressionError(
-            error.message, source=self.source, offset=error.offset, location=place, hint=error.hint, path=error.path
+            error.message,
+            source=self.source,
+            offset=error.offset,
+            location=place,
+            hint=error.hint,
+            path=error.path,
         )
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -133,7 +154,10 @@ def compile_condition(source: str, location: Location | None = None, engine: str
     """A checked condition in the named expression language."""
     if engine != "simple":
         raise ExpressionError(
-            f'the core knows no expression engine "{engine}"', source=source, location=location, hint="known: simple"
+            f'the core knows no expression engine "{engine}"',
+            source=source,
+            location=location,
+            hint="known: simple",
         )
     condition = Condition(source, location)
     condition.check()
@@ -193,7 +217,11 @@ class _Compiler:
         else:
             close = did_you_mean(node.root, self.roots)
             message = f"unknown name `{node.root}`"
-            hint = close if close.startswith("did") else f"write `context.{show(node)}`, or quote it if it is text"
+            hint = (
+                close
+                if close.startswith("did")
+                else f"write `context.{show(node)}`, or quote it if it is text"
+            )
         raise ExpressionError(message, source=self.source, offset=node.offset, hint=hint)
 
     def _logic(self, node: Logic) -> Test:
@@ -278,14 +306,18 @@ class _Compiler:
     def _binary(self, node: Binary) -> Reader:
         symbol = node.symbol
         if symbol == "+":
-            return self._guarded(node, (node.left, node.right), lambda a, b: operators.add(a, b, limit=MAX_TEXT))
+            return self._guarded(
+                node, (node.left, node.right), lambda a, b: operators.add(a, b, limit=MAX_TEXT)
+            )
         if symbol == "*":
             return self._guarded(
                 node, (node.left, node.right), lambda a, b: operators.multiply(a, b, limit=MAX_REPEATED)
             )
         return self._guarded(node, (node.left, node.right), lambda a, b: operators.arithmetic(symbol, a, b))
 
-    def _guarded(self, node: Binary | Negate, operands: tuple[Node, ...], apply: Callable[..., Any]) -> Reader:
+    def _guarded(
+        self, node: Binary | Negate, operands: tuple[Node, ...], apply: Callable[..., Any]
+    ) -> Reader:
         """`apply` to the operands' values; a refusal becomes an error at this node."""
         values = tuple(self.value(operand) for operand in operands)
 
@@ -298,12 +330,14 @@ class _Compiler:
         return compute
 
     def _index(self, node: Index) -> Reader:
-        base, index = self.value(node.base), self.value(node.index)
+        base, index = self.value(node.base), self.value(node.key)
 
         def read(scope: Scope) -> Any:
             value, key = base(scope), index(scope)
             try:
-                if isinstance(value, Mapping) or (isinstance(value, list | tuple | str) and isinstance(key, int)):
+                if isinstance(value, Mapping) or (
+                    isinstance(value, list | tuple | str) and isinstance(key, int)
+                ):
                     return value[key]
             except (LookupError, TypeError):
                 raise self._no_item(node, value, key) from None
@@ -317,7 +351,9 @@ class _Compiler:
             message = f"`{of}` has no key {_brief(key)}"
             hint = did_you_mean(key, value) if isinstance(key, str) else ""
         elif isinstance(value, list | tuple | str) and isinstance(key, int):
-            message = f"`{of}` has {len(value)} element{'' if len(value) == 1 else 's'}, so no `[{_brief(key)}]`"
+            message = (
+                f"`{of}` has {len(value)} element{'' if len(value) == 1 else 's'}, so no `[{_brief(key)}]`"
+            )
         else:
             message = f"`{of}` is {describe(value)} and cannot be indexed by {_brief(key)}"
         path = of if isinstance(node.base, Path) else ""
@@ -354,7 +390,11 @@ _PLAIN = frozenset({int, float, str})
 
 
 def _path_against_constant(
-    root: str, name: str, quick: Callable[[Any, Any], Any], relation: Callable[[Any, Any], bool], constant: Any
+    root: str,
+    name: str,
+    quick: Callable[[Any, Any], Any],
+    relation: Callable[[Any, Any], bool],
+    constant: Any,
 ) -> Test:
     """`context.i >= 2000`: same-typed values are compared at once, anything else takes the general way."""
     kind = type(constant)
@@ -390,7 +430,7 @@ def _children(node: Node) -> tuple[Node, ...]:
         case Member():
             return (node.base,)
         case Index():
-            return (node.base, node.index)
+            return (node.base, node.key)
         case ListOf():
             return node.items
         case Negate() | Not():

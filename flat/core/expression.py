@@ -9,8 +9,9 @@
     postfix     := atom ("." NAME | "[" logic "]")*
     atom        := number | text+ | true | false | null | NAME | "(" logic ")" | "[" logic, … "]"
 
-The parser climbs precedences with one function and one table. A dotted path is one token, because nearly every
-condition is a path, an operator and a constant. Trees are limited in depth, so later passes may recurse.
+The parser climbs precedences with one function and one table. A dotted path is one token, because nearly
+every condition is a path, an operator and a constant. Trees are limited in depth, so later passes may
+recurse.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Member(NamedTuple):
 
 class Index(NamedTuple):
     base: Node
-    index: Node
+    key: Node
     offset: int
 
 
@@ -94,7 +95,8 @@ _TOKEN = re.compile(
     r"""
     (?P<space>\s+)
   | (?P<name>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)
-  | (?P<number>0[xX][0-9a-fA-F_]+|0[bB][01_]+|0[oO][0-7_]+|(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(?:[eE][+-]?[0-9]+)?)
+  | (?P<number>0[xX][0-9a-fA-F_]+|0[bB][01_]+|0[oO][0-7_]+
+              |(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(?:[eE][+-]?[0-9]+)?)
   | (?P<text>'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*")
   | (?P<symbol>[=!<>]=|[<>+\-*/%()\[\],.])
     """,
@@ -105,12 +107,18 @@ _WORDS = frozenset({"and", "or", "not", "in"})
 _OR, _AND, _NOT, _COMPARE, _SUM, _PRODUCT = 1, 2, 3, 4, 5, 6
 _POWER = {
     **dict.fromkeys(("==", "!=", "<", "<=", ">", ">=", "in", "not"), _COMPARE),
-    **{"or": _OR, "and": _AND, "+": _SUM, "-": _SUM, "*": _PRODUCT, "/": _PRODUCT, "%": _PRODUCT},
+    "or": _OR,
+    "and": _AND,
+    "+": _SUM,
+    "-": _SUM,
+    "*": _PRODUCT,
+    "/": _PRODUCT,
+    "%": _PRODUCT,
 }
 
 
 def parse(source: str) -> Node:
-    """The syntax tree of an expression. Raises `ExpressionError` with the offset and what to write instead."""
+    """The syntax tree of an expression. Raises `ExpressionError` with offset and advice."""
     if len(source) > MAX_SOURCE:
         raise ExpressionError(f"the condition is longer than {MAX_SOURCE:,} characters", source=source[:200])
     parser = _Parser(source)
@@ -318,7 +326,8 @@ _ESCAPE = re.compile(
     r"\\(\n|[\\'\"abfnrtv]|[0-7]{1,3}|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[xuUN])", re.DOTALL
 )
 _ESCAPES = {
-    "\n": "", "\\": "\\", "'": "'", '"': '"', "a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v",
+    "\n": "", "\\": "\\", "'": "'", '"': '"', "a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t":
+    "\t", "v": "\v",
 }  # fmt: skip
 
 
@@ -332,7 +341,7 @@ def show(node: Node) -> str:
         case Member():
             return f"{_inner(node.base)}.{node.name}"
         case Index():
-            return f"{_inner(node.base)}[{show(node.index)}]"
+            return f"{_inner(node.base)}[{show(node.key)}]"
         case ListOf():
             return f"[{', '.join(show(item) for item in node.items)}]"
         case Negate():

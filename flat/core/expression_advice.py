@@ -1,7 +1,7 @@
 """What to say when a condition does not parse: the mistakes people make, and what to write instead.
 
-Looked up only on failure, with the offset where parsing stopped. Each row of the table is a pattern that may stand
-at that offset (or, for calls, end there), what is wrong, and the advice.
+Looked up only on failure, with the offset where parsing stopped. Each row of the table is a pattern that may
+stand at that offset (or, for calls, end there), what is wrong, and the advice.
 """
 
 from __future__ import annotations
@@ -11,10 +11,18 @@ import re
 from flat.errors import ExpressionError
 
 _AT: tuple[tuple[str, str, str], ...] = (
-    (r"\{\{|\}\}|\{%|%\}", "a condition is not a template", "write the path without braces: `context.x == 1`"),
+    (
+        r"\{\{|\}\}|\{%|%\}",
+        "a condition is not a template",
+        "write the path without braces: `context.x == 1`",
+    ),
     (r"&&?", "`{0}` is not an operator here", "write `and`"),
     (r"\|\|", "`||` is not an operator here", "write `or`"),
-    (r"\|\s*(\w+)", "conditions have no filters", "compute the value in a template and store it in the context"),
+    (
+        r"\|\s*(\w+)",
+        "conditions have no filters",
+        "compute the value in a template and store it in the context",
+    ),
     (r"\|", "`|` is not an operator here", "write `or`"),
     (r"!(?!=)", "`!` is not an operator here", "write `not`"),
     (r"<>", "`<>` is not an operator here", "write `!=`"),
@@ -48,7 +56,7 @@ _CALL_ADVICE = {
     "includes": "write `part in whole`",
     "has": "a missing key is null: write `context.x != null`",
     "defined": "a missing key is null: write `context.x != null`",
-    "int": "numbers are compared as they are; let a whole-value path such as `input.n` keep the number's type",
+    "int": "numbers are compared as they are; a bare path such as `input.n` keeps them numbers",
     "str": "quote the other side instead: `context.x == '5'`",
 }
 

@@ -87,7 +87,8 @@ def add(left: Any, right: Any, *, limit: int) -> Any:
     for kind in (list, tuple):
         if isinstance(left, kind) and isinstance(right, kind):
             _require_size(len(left) + len(right), limit)
-            return left + right
+            joined: Any = left + right  # type: ignore[operator]  # both are of one kind
+            return joined
     raise _mismatch("+", left, right)
 
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 _SLOT = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*)\s*\}\}", re.ASCII)
 _JINJA_NAMES = frozenset(
-    "and or not in is if else true false none True False None self super loop caller range dict".split()
-)
+    ("and", "or", "not", "in", "is", "if", "else", "true", "false", "none", "True", "False", "None")
+) | {"self", "super", "loop", "caller", "range", "dict"}
 _SPECIAL = ("{{", "{%", "{#", "\r")
 
 
@@ -40,32 +40,34 @@ def compile_plain(template: Template) -> Reader | None:
     pieces = _pieces(template.source)
     if pieces is None:
         return None
-    if template.native and template.source.strip().startswith("{{") and len(pieces) == 1:
-        return _native(template, pieces[0])
+    if template.native and (slot := _only_slot(pieces)):
+        return lambda scope: _read(template, slot, scope, native=True)
 
     def render(scope: Scope) -> str:
-        texts, budget = [], Budget(template.limits)
+        texts: list[str] = []
         for piece in pieces:
-            if isinstance(piece, str):
+            if type(piece) is str:
                 texts.append(piece)
-                continue
-            value = _read(template, piece, scope)
-            if type(value) is str:
-                texts.append(value)
-                continue
-            try:
-                texts.append(budget.text(value))
-            except Refusal as refusal:
-                raise template.error(refusal.message, piece.offset, refusal.hint, piece.path) from None
-            except (TypeError, ValueError, RecursionError) as error:
-                message = f"`{piece.path}` cannot be written as text: {error}"
-                raise template.error(message, piece.offset, "", piece.path) from error
+            else:
+                assert isinstance(piece, _Slot)
+                value = _read(template, piece, scope)
+                texts.append(value if type(value) is str else _text(template, piece, value))
         text = "".join(texts)
         if len(text) > template.limits.output:
             raise too_long(template)
         return text
 
     return render
+
+
+def _text(template: Template, slot: _Slot, value: Any) -> str:
+    try:
+        return Budget(template.limits).text(value)
+    except Refusal as refusal:
+        raise template.error(refusal.message, slot.offset, refusal.hint, slot.path) from None
+    except Exception as error:
+        message = f"`{slot.path}` cannot be written as text: {error}"
+        raise template.error(message, slot.offset, "", slot.path) from error
 
 
 def plain_roots(source: str) -> tuple[_Slot, ...] | None:
@@ -95,9 +97,11 @@ def _pieces(source: str) -> list[str | _Slot] | None:
     return kept
 
 
-def _native(template: Template, slot: str | _Slot) -> Reader:
-    assert isinstance(slot, _Slot)
-    return lambda scope: _read(template, slot, scope, native=True)
+def _only_slot(pieces: list[str | _Slot]) -> _Slot | None:
+    """The slot of a text that is one `{{ path }}` and blanks around it."""
+    slots = [piece for piece in pieces if isinstance(piece, _Slot)]
+    blank = all(piece.isspace() for piece in pieces if isinstance(piece, str))
+    return slots[0] if len(slots) == 1 and blank else None
 
 
 def _read(template: Template, slot: _Slot, scope: Scope, native: bool = False) -> Any:
@@ -127,7 +131,7 @@ def undefined(
     holder: Any = None,
     known: Collection[Any] | None = None,
 ) -> ExpressionError:
-    """The error for a path that leads nowhere: what was looked for, what it was looked for in, what is there."""
+    """The error for a path that leads nowhere: what was looked for, in what, and what is there."""
     if known is not None:
         hint = did_you_mean(missing, known)
         return template.error(f"`{path}` is not defined", offset, hint, path)
@@ -135,5 +139,7 @@ def undefined(
         hint = did_you_mean(missing, holder) or "there is nothing in it"
         return template.error(f"`{path}` is not defined", offset, hint, path)
     base = path.rpartition(".")[0]
-    message = f"`{path}` is not defined: `{base}` is {describe(holder)}" if base else f"`{path}` is not defined"
+    message = (
+        f"`{path}` is not defined: `{base}` is {describe(holder)}" if base else f"`{path}` is not defined"
+    )
     return template.error(message, offset, "", path)

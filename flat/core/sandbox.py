@@ -1,12 +1,13 @@
 """Jinja, without what makes Jinja dangerous: how template text becomes a function from scope to value.
 
-Theory of operation. Jinja parses the text; `sandbox_rewrite` changes the syntax tree before Jinja compiles it:
+Theory of operation. Jinja parses the text; `sandbox_rewrite` changes the syntax tree before Jinja compiles
+it:
 
-- Whatever calls, slices, joins or builds goes through one of our own filters. A method call `x.upper()` becomes a
-  look-up in a fixed table, and attribute access only ever finds a mapping's key, so Python objects are out of reach,
-  whatever they are.
-- Loops and macros begin each turn by paying for the parts they contain, and text inside them is paid for when it is
-  written. A rendering has a `Budget` of steps and characters, and ends when one is used up.
+- Whatever calls, slices, joins or builds goes through one of our own filters. A method call `x.upper()`
+  becomes a look-up in a fixed table, and attribute access only ever finds a mapping's key, so Python objects
+  are out of reach, whatever they are.
+- Loops and macros begin each turn by paying for the parts they contain, and text inside them is paid for when
+  it is written. A rendering has a `Budget` of steps and characters, and ends when one is used up.
 - Constants are not folded, so nothing is computed before there is a budget.
 
 This module imports Jinja, and is imported by `flat.core.template` for the first template that needs it.
@@ -41,7 +42,19 @@ if TYPE_CHECKING:
 
 _RESULT = "__flat_result"
 _LOOP_FIELDS = frozenset(
-    ("index", "index0", "first", "last", "length", "revindex", "revindex0", "previtem", "nextitem", "depth", "depth0")
+    (
+        "index",
+        "index0",
+        "first",
+        "last",
+        "length",
+        "revindex",
+        "revindex0",
+        "previtem",
+        "nextitem",
+        "depth",
+        "depth0",
+    )
 )
 
 
@@ -53,18 +66,31 @@ class _UndefinedUsed(UndefinedError):
         self.obj, self.name = obj, name
 
 
+def _used(obj: Any, name: Any) -> Any:
+    """What Jinja calls, with a message, to make the exception for an undefined value."""
+    return partial(_UndefinedUsed, obj, name)
+
+
 class _Strict(StrictUndefined):
     __slots__ = ()
 
-    def __init__(self, hint: str | None = None, obj: Any = missing, name: str | None = None, exc: Any = None) -> None:
-        super().__init__(hint, obj, name, exc or partial(_UndefinedUsed, obj, name))
+    def __init__(
+        self, hint: str | None = None, obj: Any = missing, name: str | None = None, exc: Any = None
+    ) -> None:
+        super().__init__(hint, obj, name, exc or _used(obj, name))
+
+    def __bool__(self) -> bool:
+        """False, so that `{{ a or b }}` and `{% if a %}` ask whether something is there. Using it is still an error."""
+        return False
 
 
 class _Lenient(Undefined):
     __slots__ = ()
 
-    def __init__(self, hint: str | None = None, obj: Any = missing, name: str | None = None, exc: Any = None) -> None:
-        super().__init__(hint, obj, name, exc or partial(_UndefinedUsed, obj, name))
+    def __init__(
+        self, hint: str | None = None, obj: Any = missing, name: str | None = None, exc: Any = None
+    ) -> None:
+        super().__init__(hint, obj, name, exc or _used(obj, name))
 
 
 class _Context(Context):
@@ -165,7 +191,11 @@ def _require_defined(value: Any) -> None:
 @cache
 def _environment(lenient: bool) -> _Environment:
     environment = _Environment(
-        undefined=_Lenient if lenient else _Strict, finalize=_write, optimized=False, autoescape=False, cache_size=0
+        undefined=_Lenient if lenient else _Strict,
+        finalize=_write,
+        optimized=False,
+        autoescape=False,
+        cache_size=0,
     )
     environment.filters = {**FILTERS, **INNER_FILTERS}
     environment.tests = dict(TESTS)
@@ -213,7 +243,8 @@ def _syntax_error(template: Template, error: TemplateSyntaxError) -> ExpressionE
 
 
 def _whole_expression(tree: nodes.Template, template: Template) -> nodes.Template | None:
-    """For a text that is one `{{ expression }}`: a tree that stores the expression's value instead of writing it."""
+    """For a text that is one `{{ expression }}`: a tree that stores the expression's value instead of writing
+    it."""
     match tree.body:
         case [nodes.Output(nodes=[expression])] if not isinstance(expression, nodes.TemplateData):
             target = nodes.Name(_RESULT, "store", lineno=1)
@@ -311,5 +342,3 @@ def check_names(template: Template, roots: Collection[str]) -> None:
     for name, offset in sorted(used.items(), key=lambda item: item[1]):
         if name not in known:
             raise template.error(f"`{name}` is not defined", offset, did_you_mean(name, roots), name)
-
-

@@ -1,4 +1,5 @@
-"""The operators of templates: those of conditions, plus `%` on text, each paid for from the rendering's budget."""
+"""The operators of templates: those of conditions, plus `%` on text, each paid for from the rendering's
+budget."""
 
 from __future__ import annotations
 
@@ -11,11 +12,15 @@ from flat.core import operators
 from flat.core.budget import ELEMENT, Budget
 from flat.core.operators import Refusal
 
-_SPEC = re.compile(r"%(?:\((?P<name>[^)]*)\))?[#0\- +]*(?P<width>\*|\d+)?(?:\.(?P<precision>\*|\d*))?[hlL]?(?P<kind>.)?", re.S)
+_SPEC = re.compile(
+    r"%(?:\((?P<name>[^)]*)\))?[#0\- +]*(?P<width>\*|\d+)?(?:\.(?P<precision>\*|\d*))?[hlL]?(?P<kind>.)?",
+    re.S,
+)
 
 
 def refuse_undefined(value: Any) -> None:
-    """Raise the undefined value's own error, if it is one. In lenient templates plain use gives nothing instead."""
+    """Raise the undefined value's own error, if it is one. In lenient templates plain use gives nothing
+    instead."""
     if isinstance(value, Undefined):
         str(value)
 
@@ -70,11 +75,13 @@ def format_text(budget: Budget, text: str, values: Any) -> str:
                     raise Refusal(f"{size[:12]}… is too wide (limit: {budget.limits.width:,})")
                 budget.width(int(size))
                 budget.produce(int(size))
-    parts = values.values() if isinstance(values, dict) else values if isinstance(values, tuple) else (values,)
+    parts = (
+        values.values() if isinstance(values, dict) else values if isinstance(values, tuple) else (values,)
+    )
     for part in parts:
         refuse_undefined(part)
     weight = budget.weigh(values)
     budget.produce(len(text) + (specs * weight if isinstance(values, dict) else weight))
-    result = text % values
+    result = str(text % values)
     budget.produce(max(0, len(result) - len(text) - weight))
     return result

@@ -36,7 +36,7 @@ def first_offset(source: str, word: str, line: int = 1) -> int | None:
 def locate_undefined(
     tree: nodes.Template, source: str, name: str, line: int | None, scope: Mapping[str, Any]
 ) -> tuple[str, int | None] | None:
-    """The dotted path, and its offset, of the part of the template that looked for `name` and found nothing."""
+    """The dotted path, and its offset, of the part that looked for `name` and found nothing."""
     candidates = []
     for node in tree.find_all((nodes.Name, nodes.Getattr, nodes.Getitem)):
         path = _path(node)
@@ -55,7 +55,11 @@ def _path(node: nodes.Node) -> tuple[str, ...] | None:
     if isinstance(node, nodes.Getattr):
         base = _path(node.node)
         return (*base, node.attr) if base else None
-    if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str):
+    if (
+        isinstance(node, nodes.Getitem)
+        and isinstance(node.arg, nodes.Const)
+        and isinstance(node.arg.value, str)
+    ):
         base = _path(node.node)
         return (*base, node.arg.value) if base else None
     return None

@@ -1,13 +1,12 @@
 """The filters, tests and methods that templates may use, each with its price.
 
-A filter is Jinja's own wherever its cost follows from the sizes of what goes in; those that can blow up, or that
-would hand out markup objects or random choices, are ours or are left out. Generators become lists here.
+A filter is Jinja's own wherever its cost follows from the sizes of what goes in; those that can blow up, or
+that would hand out markup objects or random choices, are ours or are left out. Generators become lists here.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -30,27 +29,40 @@ Function = Callable[..., Any]
 _PRICES = {
     "abs": 1, "batch": 8, "capitalize": 1, "center": 1, "count": 0, "d": 0, "default": 0, "dictsort": 16,
     "filesizeformat": 1, "first": 0, "float": 1, "groupby": 32, "int": 1, "items": 1, "last": 0, "length": 0,
-    "list": 1, "lower": 1, "map": 32, "max": 8, "min": 8, "reject": 32, "rejectattr": 32, "reverse": 1, "round": 1,
-    "select": 32, "selectattr": 32, "slice": 8, "sort": 32, "title": 16, "trim": 1, "truncate": 1, "unique": 16,
-    "upper": 1, "urlencode": 8, "wordcount": 8, "wordwrap": GRAIN,
+    "list": 1, "lower": 1, "map": 32, "max": 8, "min": 8, "reject": 32, "rejectattr": 32, "reverse": 1,
+    "round": 1, "select": 32, "selectattr": 32, "slice": 8, "sort": 32, "title": 16, "trim": 1, "truncate": 1,
+    "unique": 16, "upper": 1, "urlencode": 8, "wordcount": 8, "wordwrap": GRAIN,
 }  # fmt: skip
 """Jinja's own filters: for so many 64ths of a step they look at one character or element."""
 
 _OF_TEXT = frozenset(
-    ("capitalize", "center", "lower", "title", "trim", "truncate", "upper", "urlencode", "wordcount", "wordwrap")
+    (
+        "capitalize",
+        "center",
+        "lower",
+        "title",
+        "trim",
+        "truncate",
+        "upper",
+        "urlencode",
+        "wordcount",
+        "wordwrap",
+    )
 )
 _OF_LISTS = frozenset(
-    ("batch", "groupby", "list", "map", "reject", "select", "slice", "sort", "unique", "max", "min", "rejectattr",
+    ("batch", "groupby", "list", "map", "reject", "select", "slice", "sort", "unique", "max", "min",
+    "rejectattr",
      "selectattr")
 )  # fmt: skip
 _SIZED = frozenset(("batch", "slice", "center", "round"))
 
 _TEXT_METHODS = frozenset(
     (
-        "capitalize", "casefold", "center", "count", "endswith", "find", "index", "isalnum", "isalpha", "isdecimal",
-        "isdigit", "islower", "isnumeric", "isspace", "istitle", "isupper", "join", "ljust", "lower", "lstrip", "partition",
-        "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rjust", "rpartition", "rsplit", "rstrip", "split",
-        "splitlines", "startswith", "strip", "swapcase", "title", "upper", "zfill",
+        "capitalize", "casefold", "center", "count", "endswith", "find", "index", "isalnum", "isalpha",
+        "isdecimal", "isdigit", "islower", "isnumeric", "isspace", "istitle", "isupper", "join", "ljust",
+        "lower", "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rjust",
+        "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase", "title",
+        "upper", "zfill",
     )
 )  # fmt: skip
 _PADDING = frozenset(("center", "ljust", "rjust", "zfill"))
@@ -98,7 +110,11 @@ def _stock(name: str, price: int) -> Function:
             raise Refusal(f"there is no filter `{args[0]}`")
         if name == "wordwrap":
             _pay_for_wrapping(budget, value, *args, **kwargs)
-        lead = {"context": (context,), "environment": (context.environment,), "eval_context": (context.eval_ctx,)}
+        lead = {
+            "context": (context,),
+            "environment": (context.environment,),
+            "eval_context": (context.eval_ctx,),
+        }
         return paid(budget, function(*lead.get(passed, ()), value, *args, **kwargs))
 
     return run
@@ -146,7 +162,9 @@ def _replace(context: Context, value: Any, old: str, new: str, count: int | None
 
 
 @pass_context
-def _indent(context: Context, value: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+def _indent(
+    context: Context, value: Any, width: int | str = 4, first: bool = False, blank: bool = False
+) -> str:
     budget, text = budget_of(context), _as_text(context, value)
     budget.width(width)
     room = width if isinstance(width, int) else len(str(width))
@@ -330,7 +348,7 @@ def budget_of(context: Context) -> Budget:
 
 
 def _test(name: str) -> Function:
-    function = STOCK_TESTS[name]
+    function: Function = STOCK_TESTS[name]
 
     @pass_context
     def run(context: Context, value: Any, /, *args: Any) -> Any:
@@ -343,8 +361,9 @@ def _test(name: str) -> Function:
 
 FILTERS: dict[str, Function] = {
     **{name: _stock(name, price) for name, price in _PRICES.items()},
-    "join": _join, "replace": _replace, "indent": _indent, "tojson": _tojson, "fromjson": _fromjson, "sum": _sum,
-    "format": _format, "e": _escape, "escape": _escape, "forceescape": _escape, "safe": _string, "string": _string,
+    "join": _join, "replace": _replace, "indent": _indent, "tojson": _tojson, "fromjson": _fromjson, "sum":
+    _sum, "format": _format, "e": _escape, "escape": _escape, "forceescape": _escape, "safe": _string,
+    "string": _string,
 }  # fmt: skip
 """What a template may write after `|`."""
 
@@ -356,6 +375,4 @@ INNER_FILTERS: dict[str, Function] = {
 TESTS: dict[str, Function] = {
     name: _test(name) for name in STOCK_TESTS if name not in ("callable", "escaped", "filter", "test")
 }
-TESTS["defined"], TESTS["undefined"] = STOCK_TESTS["defined"], STOCK_TESTS["undefined"]
 """What a template may write after `is`."""
-

@@ -1,8 +1,8 @@
 """The syntax tree of a Jinja template, made harmless before Jinja compiles it.
 
-Whatever calls, slices, joins or builds goes through a filter of our own, so that it can be checked and paid for; loops
-and macros pay at the start of each turn for what they contain. The names of our filters hold a space: no template
-can write them. Statements outside the list are refused by name.
+Whatever calls, slices, joins or builds goes through a filter of our own, so that it can be checked and paid
+for; loops and macros pay at the start of each turn for what they contain. The names of our filters hold a
+space: no template can write them. Statements outside the list are refused by name.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ MAX_NODES = 50_000
 _ALLOWED: frozenset[type[nodes.Node]] = frozenset(
     {
         nodes.Template, nodes.Output, nodes.TemplateData, nodes.Name, nodes.Const, nodes.List, nodes.Tuple,
-        nodes.Dict, nodes.Pair, nodes.Keyword, nodes.Filter, nodes.Test, nodes.Getattr, nodes.Getitem, nodes.Slice,
-        nodes.Concat, nodes.Compare, nodes.Operand, nodes.Not, nodes.Neg, nodes.Pos, nodes.And, nodes.Or,
-        nodes.CondExpr, nodes.Call, nodes.For, nodes.If, nodes.Assign, nodes.AssignBlock, nodes.Macro,
-        nodes.CallBlock, nodes.FilterBlock, nodes.With, nodes.Add, nodes.Sub, nodes.Mul, nodes.Div, nodes.FloorDiv,
-        nodes.Mod, nodes.Pow,
+        nodes.Dict, nodes.Pair, nodes.Keyword, nodes.Filter, nodes.Test, nodes.Getattr, nodes.Getitem,
+        nodes.Slice, nodes.Concat, nodes.Compare, nodes.Operand, nodes.Not, nodes.Neg, nodes.Pos, nodes.And,
+        nodes.Or, nodes.CondExpr, nodes.Call, nodes.For, nodes.If, nodes.Assign, nodes.AssignBlock,
+        nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.With, nodes.Add, nodes.Sub, nodes.Mul,
+        nodes.Div, nodes.FloorDiv, nodes.Mod, nodes.Pow,
     }
 )  # fmt: skip
 _REFUSED = {
@@ -89,7 +89,13 @@ class _Rewriter(NodeTransformer):
         dyn_args = self.visit(node.dyn_args) if node.dyn_args is not None else None
         dyn_kwargs = self.visit(node.dyn_kwargs) if node.dyn_kwargs is not None else None
         return nodes.Filter(
-            self.visit(callee.node), CALL, [name, *node.args], node.kwargs, dyn_args, dyn_kwargs, lineno=node.lineno
+            self.visit(callee.node),
+            CALL,
+            [name, *node.args],
+            node.kwargs,
+            dyn_args,
+            dyn_kwargs,
+            lineno=node.lineno,
         )
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802

@@ -1,15 +1,15 @@
 """Templates: how a value of a file refers to the data of a run.
 
-A template is compiled from configuration text, once, and never from data: what a template renders to is a value, and a
-value is never rendered again. There are three kinds, told apart by the text alone:
+A template is compiled from configuration text, once, and never from data: what a template renders to is a
+value, and a value is never rendered again. There are three kinds, told apart by the text alone:
 
 - a bare path (`context.user.name`) gives the value that stands there, whatever its type, or None;
 - text without `{{` and `{%` is itself;
 - anything else is Jinja and gives text, except that with `native=True` a text that is exactly one
   `{{ expression }}` gives the expression's own value.
 
-Jinja is imported when the first template that needs it is compiled; `flat.core.sandbox` holds all that knows it.
-`CompiledMapping` and `CompiledList` render structures: constants are laid out in advance, and only the
+Jinja is imported when the first template that needs it is compiled; `flat.core.sandbox` holds all that knows
+it. `CompiledMapping` and `CompiledList` render structures: constants are laid out in advance, and only the
 parts that are templates run.
 """
 
@@ -30,7 +30,7 @@ ROOTS = ("context", "input", "output")
 
 
 class Template:
-    """An immutable template. Equal to another with the same text and kind; compiled when first rendered or checked.
+    """An immutable template, equal to others of the same text and kind; compiled when first needed.
 
     >>> Template("context.user.name").render({"context": {"user": {"name": "Ann"}}})
     'Ann'
@@ -74,7 +74,7 @@ class Template:
         return (self._render or self._compiled())(scope)
 
     def check(self, roots: Collection[str] | None = None) -> None:
-        """Compile now. With `roots`, also refuse names that are neither among them nor set by the template."""
+        """Compile now. With `roots`, also refuse names neither among them nor set by the template."""
         self._compiled()
         if roots is not None and self.is_jinja:
             from flat.core.sandbox import check_names
@@ -119,7 +119,9 @@ class Template:
 
     def at(self, location: Location) -> Template:
         """The same template, standing somewhere else."""
-        return _restore(self.source, location, self.native, self.roots, self.lenient, self.verbatim, self.limits)
+        return _restore(
+            self.source, location, self.native, self.roots, self.lenient, self.verbatim, self.limits
+        )
 
     def templates(self) -> tuple[Template, ...]:
         return () if self.is_constant else (self,)
@@ -127,10 +129,14 @@ class Template:
     def places(self) -> Iterator[tuple[tuple[Any, ...], Location | None]]:
         return iter((((), self.location),))
 
-    def error(self, message: str, offset: int | None = None, hint: str = "", path: str = "") -> ExpressionError:
+    def error(
+        self, message: str, offset: int | None = None, hint: str = "", path: str = ""
+    ) -> ExpressionError:
         """An error about this template, at a place in its text."""
         place = self.location and self.location.moved_into(self.source, offset, max(1, len(path)))
-        return ExpressionError(message, source=self.source, offset=offset, location=place, hint=hint, path=path)
+        return ExpressionError(
+            message, source=self.source, offset=offset, location=place, hint=hint, path=path
+        )
 
     def _identity(self) -> tuple[Any, ...]:
         return (self.source, self.native, self.roots, self.lenient, self.verbatim)
@@ -148,17 +154,23 @@ class Template:
         return f"Template({self.source!r}{', native=True' if self.native else ''})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        state = (self.source, self.location, self.native, self.roots, self.lenient, self.verbatim, self.limits)
+        state = (
+            self.source,
+            self.location,
+            self.native,
+            self.roots,
+            self.lenient,
+            self.verbatim,
+            self.limits,
+        )
         return (_restore, state)
 
 
 def _restore(
-    source: str, location: Location | None, native: bool, roots: tuple[str, ...], lenient: bool, verbatim: bool,
-    limits: Limits,
+    source: str, location: Location | None, native: bool, roots: tuple[str, ...], lenient: bool, verbatim:
+    bool, limits: Limits,
 ) -> Template:  # fmt: skip
-    return Template(
-        source, location, native, roots=roots, lenient=lenient, verbatim=verbatim, limits=limits
-    )
+    return Template(source, location, native, roots=roots, lenient=lenient, verbatim=verbatim, limits=limits)
 
 
 @lru_cache(maxsize=64)
@@ -179,7 +191,8 @@ Locate: TypeAlias = Callable[..., Location | None]
 
 
 class Constant:
-    """A value without templates. Each `render` gives fresh containers, so that nobody shares the file's defaults."""
+    """A value without templates. Each `render` gives fresh containers, so that nobody shares the file's
+    defaults."""
 
     __slots__ = ("value",)
 
@@ -257,7 +270,9 @@ class CompiledMapping(_Container):
 
     __slots__ = ("_base",)
 
-    def __init__(self, value: Mapping[str, Any], parts: tuple[tuple[Any, Value], ...], native: bool = False) -> None:
+    def __init__(
+        self, value: Mapping[str, Any], parts: tuple[tuple[Any, Value], ...], native: bool = False
+    ) -> None:
         super().__init__(value, parts, native)
         self._base = dict(self._still)
 
@@ -317,9 +332,13 @@ def compile_value(
             place = location(*keys) if callable(location) else location
             return template.at(place) if place else template
         if isinstance(value, Mapping):
-            return CompiledMapping(value, tuple((k, compiled(v, (*keys, k))) for k, v in value.items()), native)
+            return CompiledMapping(
+                value, tuple((k, compiled(v, (*keys, k))) for k, v in value.items()), native
+            )
         if isinstance(value, list):
-            parts = (compiled(v, (*keys, n)) if isinstance(v, str) else Constant(v) for n, v in enumerate(value))
+            parts = (
+                compiled(v, (*keys, n)) if isinstance(v, str) else Constant(v) for n, v in enumerate(value)
+            )
             return CompiledList(value, tuple(enumerate(parts)), native)
         return Constant(value)
 

@@ -32,9 +32,7 @@ def path_reader(root: str, names: Sequence[str]) -> Reader:
     def read(scope: Scope) -> Any:
         value = scope.get(root)
         for name in rest:
-            if type(value) is dict:
-                value = value.get(name)
-            elif isinstance(value, Mapping):
+            if type(value) is dict or isinstance(value, Mapping):
                 value = value.get(name)
             else:
                 return None

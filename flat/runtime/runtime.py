@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import anyio
 import orjson
+from anyio.abc import TaskGroup
 
 from flat.backends import open_store
 from flat.backends.liveness import this_process
@@ -86,33 +87,32 @@ class Runtime:
         self.owner: Owner = this_process()
         self._driving: dict[str, Drive] = {}
         self._watched = Observers(self.observers)
-        self._exit: Any = None
+        self._heart: TaskGroup | None = None
 
     async def __aenter__(self) -> Runtime:
         self._store = open_store(self.store) if isinstance(self.store, str) else self.store
         if self._store is not None:
-            self._exit = self._heart()
-            await self._exit.__aenter__()
+            self._heart = anyio.create_task_group()
+            await self._heart.__aenter__()
+            self._heart.start_soon(self._beat)
         return self
 
-    async def __aexit__(self, *exc: Any) -> None:
-        if self._exit is not None:
-            exit_, self._exit = self._exit, None
-            await exit_.__aexit__(*exc)
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._heart is not None:
+            heart, self._heart = self._heart, None
+            heart.cancel_scope.cancel()
+            # The group is told of cancellation only: any other error would come out wrapped in a group.
+            told = isinstance(error, anyio.get_cancelled_exc_class())
+            await heart.__aexit__(kind if told else None, error if told else None, trace if told else None)
         if self._store is not None and self._owns_store:
             with anyio.CancelScope(shield=True):
                 await self._store.close()
         self._store = None
 
-    @asynccontextmanager
-    async def _heart(self) -> AsyncIterator[None]:
-        """Keep the leases, and hear of requests to cancel, while the runtime is open."""
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._beat)
-            yield
-            group.cancel_scope.cancel()
-
     async def _beat(self) -> None:
+        """Keep the leases, and hear of requests to cancel, while the runtime is open."""
         assert self._store is not None
         while True:
             await anyio.sleep(self.lease_seconds / 3)

@@ -142,7 +142,7 @@ Machines = Annotated[
 OnError = Annotated[Annotated[str, Tag("text")] | Annotated[dict[str, str], Tag("mapping")], by_shape]
 
 
-InDoubt = Literal["retry", "ask", "fail"]
+InDoubt = Annotated[str, Field(pattern=r"^(retry|ask|fail|verify:[A-Za-z_][A-Za-z0-9_.-]*)$")]
 
 
 class State(Closed):

@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from flat.backends import Lease, SQLiteStore
-from flat.backends.sqlite_schema import VERSION
+from flat.backends.sqlite_schema import PAGE_SIZE, VERSION
 from flat.errors import BackendError
 from flat.testing.store_case import begin, birth, newest, step, waiting
 
@@ -58,7 +58,7 @@ async def commit_until_it_fails(store: SQLiteStore, lease: Lease) -> tuple[int, 
 async def test_a_full_disk_fails_the_commit_and_keeps_what_was_stored(path: str) -> None:
     async with SQLiteStore(path) as store:
         lease = await begin(store)
-        store._connection.execute("PRAGMA max_page_count = 40").fetchone()
+        store._connection.execute("PRAGMA max_page_count = 160").fetchone()
         last, message = await commit_until_it_fails(store, lease)
         assert path in message
         assert "full" in message
@@ -66,7 +66,7 @@ async def test_a_full_disk_fails_the_commit_and_keeps_what_was_stored(path: str)
         assert await newest(store) == last
         with pytest.raises(BackendError, match="full"):
             await store.commit(step(lease, last + 1, b"x" * 3000, head=waiting("c1"), log=(b"line",)))
-        store._connection.execute("PRAGMA max_page_count = 400").fetchone()
+        store._connection.execute("PRAGMA max_page_count = 4000").fetchone()
         await store.commit(step(lease, last + 1, head=waiting("c1")))
         assert await newest(store) == last + 1
         assert store._connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
@@ -75,7 +75,7 @@ async def test_a_full_disk_fails_the_commit_and_keeps_what_was_stored(path: str)
 async def test_a_full_disk_fails_a_whole_group_and_stores_none_of_it(path: str) -> None:
     async with SQLiteStore(path) as store:
         leases = [await begin(store, f"e{number}") for number in range(6)]
-        store._connection.execute("PRAGMA max_page_count = 26").fetchone()
+        store._connection.execute("PRAGMA max_page_count = 60").fetchone()
         errors: list[str] = []
 
         async def drive(lease: Lease) -> None:
@@ -89,7 +89,7 @@ async def test_a_full_disk_fails_a_whole_group_and_stores_none_of_it(path: str) 
         assert len(errors) == 6
         assert all("full" in error for error in errors)
         assert [await newest(store, f"e{number}") for number in range(6)] == [0] * 6
-        store._connection.execute("PRAGMA max_page_count = 400").fetchone()
+        store._connection.execute("PRAGMA max_page_count = 4000").fetchone()
         for lease in leases:
             await store.commit(step(lease, 1))
 
@@ -199,14 +199,14 @@ async def filled(path: str) -> bytes:
 
 async def test_a_damaged_file_gives_an_error_or_the_truth(path: str) -> None:
     whole = await filled(path)
-    for page in range(0, len(whole), 4096):
-        write(path, whole[:page] + os.urandom(4096) + whole[page + 4096 :])
+    for page in range(0, len(whole), PAGE_SIZE):
+        write(path, whole[:page] + os.urandom(PAGE_SIZE) + whole[page + PAGE_SIZE :])
         await must_fail_cleanly_or_tell_the_truth(path)
 
 
 async def test_a_truncated_file_gives_an_error_or_the_truth(path: str) -> None:
     whole = await filled(path)
-    for size in range(1, len(whole), 4099):
+    for size in range(1, len(whole), PAGE_SIZE + 3):
         write(path, whole[:size])
         await must_fail_cleanly_or_tell_the_truth(path)
 
@@ -232,8 +232,8 @@ async def test_a_torn_write_ahead_log_loses_the_last_commit_and_nothing_else(
         await store.commit(step(lease, seq))
     database, log = read(path), read(path + "-wal")
     await store.close()
-    frame = 4096 + 24
-    for cut in (*range(1, frame, 97), frame):
+    frame = PAGE_SIZE + 24
+    for cut in (*range(1, frame, 47), frame):
         copy = str(tmp_path / f"cut{cut}.db")
         write(copy, database)
         write(f"{copy}-wal", log[:-cut])

@@ -75,10 +75,10 @@ def _suffix(attempt: int) -> str:
 
 
 def is_empty(payload: Any) -> bool:
-    """Nothing at all, or text of nothing but white space."""
+    """Nothing at all, or an empty text. A blank is an answer: the next character may well be a space."""
     if isinstance(payload, Mapping):
-        return not payload or (payload.keys() == {"content"} and not str(payload["content"] or "").strip())
-    return payload is None or (isinstance(payload, str) and not payload.strip())
+        return not payload or (payload.keys() == {"content"} and payload["content"] in (None, ""))
+    return payload is None or payload == ""
 
 
 def spread(seed: str) -> float:

@@ -1,0 +1,174 @@
+"""`flat.toml`, the project file beside a machine: what to run, and which Python and which script belong to it.
+
+    [run]
+    machine = "config/machine.yml"
+    input = {target = "Hello, World!"}
+    max_agent_calls = 20
+
+    [hooks]                        # the only way from a name in a machine file to code
+    my-hooks = "hooks.py:MyHooks"  # or "package.module:MyHooks"
+
+    [model]
+    script = "script.yml"          # answers when there is no key for the real model
+
+Paths are relative to the file.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flat.errors import DefinitionError, Location, Problem, SpecError, did_you_mean
+from flat.hooks import HooksRegistry
+
+NAME = "flat.toml"
+_WORDS = {str: "text", int: "a number", dict: "a table"}
+_KEYS: dict[str, dict[str, type]] = {
+    "run": {"machine": str, "input": dict, "max_steps": int, "max_agent_calls": int},
+    "model": {"script": str},
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Project:
+    """A machine file, and what its project file says about it."""
+
+    machine: Path
+    folder: Path
+    """What the paths of the project file are relative to."""
+    file: Path | None = None
+    input: Mapping[str, Any] = field(default_factory=dict)
+    max_steps: int | None = None
+    max_agent_calls: int | None = None
+    hooks: Mapping[str, str] = field(default_factory=dict)
+    script: Path | None = None
+
+    def registry(self) -> HooksRegistry:
+        """The hooks by name. Their code is imported when a machine asks for them, not before."""
+        registry = HooksRegistry()
+        for name, where in self.hooks.items():
+            registry.register(name, _factory(name, where, self.folder))
+        return registry
+
+
+def find_project(given: Path) -> Project:
+    """The machine that a path means: a machine file, a folder, or a project file."""
+    from flat.spec.files import find_machine
+
+    given = given.expanduser()
+    if given.name == NAME:
+        given = given.parent
+    if (given / NAME).is_file():
+        data = _read(given / NAME)
+        named = data.get("run", {}).get("machine")
+        machine = find_machine(given / named if named else given)
+        return _project(machine, given / NAME, data)
+    machine = find_machine(given)
+    for folder in _above(machine, given):
+        if (folder / NAME).is_file():
+            return _project(machine, folder / NAME, _read(folder / NAME))
+    return Project(machine=machine, folder=machine.parent)
+
+
+def _above(machine: Path, given: Path) -> Iterator[Path]:
+    """Where a project file may stand: beside the machine, and above it as far as the user's own words reach."""
+    yield machine.parent
+    if given.is_dir():
+        yield from (folder for folder in machine.parent.parents if folder.is_relative_to(given))
+    elif machine.parent.name == "config":
+        yield machine.parent.parent
+
+
+def _project(machine: Path, file: Path, data: Mapping[str, Any]) -> Project:
+    run = data.get("run", {})
+    named = run.get("machine")
+    # What is said about one machine does not hold for another one beside it.
+    if named and (file.parent / named).resolve() != machine.resolve():
+        run = {}
+    script = data.get("model", {}).get("script")
+    return Project(
+        machine=machine, folder=file.parent, file=file, input=run.get("input", {}),
+        max_steps=run.get("max_steps"), max_agent_calls=run.get("max_agent_calls"), hooks=data.get("hooks", {}),
+        script=file.parent / script if script else None,
+    )  # fmt: skip
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    try:
+        text = file.read_text(encoding="utf-8")
+        data = tomllib.loads(text)
+    except OSError as error:
+        raise SpecError(Problem("project", f"cannot read {file}: {error.strerror}")) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(Problem("project", f"{file} is not TOML: {error}")) from None
+    problems = list(_problems(data, text, file))
+    if problems:
+        raise SpecError(problems)
+    return data
+
+
+def _problems(data: Mapping[str, Any], text: str, file: Path) -> Iterator[Problem]:
+    for table, content in data.items():
+        if table not in (*_KEYS, "hooks"):
+            hint = did_you_mean(table, [*_KEYS, "hooks"])
+            yield Problem("project", f'unknown table "{table}"', _place(table, text, file), hint)
+        elif not isinstance(content, dict):
+            yield Problem("project", f'"{table}" is not a table', _place(table, text, file))
+        elif table == "hooks":
+            yield from _hook_problems(content, text, file)
+        else:
+            yield from _key_problems(_KEYS[table], table, content, text, file)
+
+
+def _hook_problems(content: Mapping[str, Any], text: str, file: Path) -> Iterator[Problem]:
+    for name, where in content.items():
+        if not isinstance(where, str) or ":" not in where:
+            hint = 'write "file.py:Class" or "module:Class"'
+            yield Problem("project", f'hooks "{name}" do not say where they are', _place(name, text, file), hint)
+
+
+def _key_problems(
+    known: Mapping[str, type], table: str, content: Mapping[str, Any], text: str, file: Path
+) -> Iterator[Problem]:
+    for key, value in content.items():
+        wanted = known.get(key)
+        if wanted is None:
+            hint = did_you_mean(key, known)
+            yield Problem("project", f'unknown key "{key}" in [{table}]', _place(key, text, file), hint)
+        elif not isinstance(value, wanted) or isinstance(value, bool):
+            yield Problem("project", f'"{key}" in [{table}] is not {_WORDS[wanted]}', _place(key, text, file))
+
+
+def _place(name: str, text: str, file: Path) -> Location | None:
+    """Where a name stands in the file, as far as a look at the lines tells."""
+    pattern = re.compile(rf"\s*(?:\[\s*)?[\"']?({re.escape(name)})[\"']?\s*(?:=|\]|\.)")
+    for number, line in enumerate(text.splitlines(), 1):
+        if match := pattern.match(line):
+            return Location(file.as_posix(), number, match.start(1) + 1, line, len(name))
+    return None
+
+
+def _factory(name: str, where: str, folder: Path) -> Any:
+    def make(**args: Any) -> Any:
+        from flat.runtime.machine import hooks_from_module
+
+        home = str(folder.resolve())
+        if home not in sys.path:  # hooks import what stands beside them
+            sys.path.insert(0, home)
+        try:
+            return hooks_from_module(where, folder)(**args)
+        except DefinitionError:
+            raise
+        except Exception as error:
+            if getattr(error, "exit_code", None) is not None:
+                raise
+            said = f"{type(error).__name__}: {error}"
+            raise DefinitionError(f'the hooks "{name}" ({where}) cannot be made: {said}') from error
+
+    return make
