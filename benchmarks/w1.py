@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 import anyio
 
 from benchmarks.harness import Measured, Meter, Record, Sizes, Target, Workload
 from benchmarks.machines import counter, flat_machine, flatmachines_hooks, peer
+from benchmarks.states import Counter
 from flat import AgentRequest, AgentResult, MemoryStore, Runtime, SQLiteStore
 
 TABLE = "limit: table engine"
@@ -143,7 +144,7 @@ def _flatmachines(sizes: Sizes, meter: Meter, persistence: dict[str, Any], agent
     return {}
 
 
-NO_CHECKPOINTS = {"enabled": True, "backend": "memory", "checkpoint_on": []}
+NO_CHECKPOINTS = {"enabled": False, "checkpoint_on": []}
 
 
 @WORKLOAD.case("flatmachines, action, no checkpoints", "checkpoint_on: []", needs=["flatmachines"])
@@ -154,10 +155,6 @@ def flatmachines_action(sizes: Sizes, meter: Meter) -> Record:
 @WORKLOAD.case(FASTEST, "checkpoint_on: []; an agent without a model: its fastest setting", needs=["flatmachines"])
 def flatmachines_agent(sizes: Sizes, meter: Meter) -> Record:
     return _flatmachines(sizes, meter, NO_CHECKPOINTS, agent=True)
-
-
-class Counter(TypedDict):
-    i: int
 
 
 def _add(state: Counter) -> Counter:

@@ -212,7 +212,7 @@ class ExecutionError(FlatError):
         at = f' in state "{self.node}"' if self.node else ""
         of = f" (execution {self.execution_id})" if self.execution_id else ""
         where = f"{self.location}: " if self.location else ""
-        text = f"{where}{self.type}{at}: {self.message}{of}"
+        text = f"{where}{self.type}{at}{of}: {self.message}"
         if self.location and (snippet := self.location.snippet()):
             text += "\n" + snippet
         return text

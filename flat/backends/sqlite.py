@@ -39,15 +39,15 @@ from flat.backends.sqlite_schema import Synchronous, explain, open_database
 from flat.errors import BackendError, ExecutionBusy, ExecutionNotFound, FlatError, NotStorable
 
 SELECT = """
-SELECT e.id, e.name, e.kind, e.program, e.status, b.id & 4294967295, e.created_at, b.at, e.parent, e.wake_at,
-       e.channels, e.owner, e.token, e.num
+SELECT e.id, e.name, e.kind, e.program, e.status, b.id & 4294967295, e.created_at,
+       e.created_at + b.at / 1000.0, e.parent, e.wake_at, e.channels, e.owner, e.token, e.num
 FROM {source} JOIN bodies b
     ON b.id = (SELECT max(id) FROM bodies WHERE id BETWEEN e.num << 32 AND (e.num + 1 << 32) - 1)
 WHERE {conditions}
 """
 ONE = SELECT.format(source="executions e", conditions="e.id = ?")
 STANDING = """
-SELECT num, token, owner, channels,
+SELECT num, token, created_at, owner, channels,
        (SELECT max(id) FROM bodies WHERE id BETWEEN num << 32 AND (num + 1 << 32) - 1) & 4294967295
 FROM executions WHERE id = ?
 """
@@ -219,14 +219,14 @@ class SQLiteStore:
             row = self._execute(STANDING, (execution_id,)).fetchone()
             if row is None:
                 raise ExecutionNotFound(execution_id)
-            num, token, current, channels, newest = row
+            num, token, born, current, channels, newest = row
             if current is not None and current != owner.owner:
                 self._refuse_living(execution_id, current, now)
             values = (owner.owner, token + 1, num)
             self._execute("UPDATE executions SET owner = ?, token = ? WHERE num = ?", values)
             if not (fresh := self._is_fresh(owner, now, ttl)):
                 self._beat(owner, now, ttl)
-        held = self._held[execution_id] = Held(num, token + 1)
+        held = self._held[execution_id] = Held(num, token + 1, born)
         held.seq, held.channels = newest, unpack_channels(channels)
         if not fresh:
             self._heartbeats[owner.owner] = (now, ttl)

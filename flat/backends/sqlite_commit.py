@@ -35,10 +35,10 @@ UPDATE executions SET status = ?, wake_at = ?, channels = ?, cancel = cancel AND
 class Held:
     """What this process knows of an execution that it drives; `seq` -1 means that it must look again."""
 
-    __slots__ = ("channels", "num", "seq", "token")
+    __slots__ = ("born", "channels", "num", "seq", "token")
 
-    def __init__(self, num: int, token: int) -> None:
-        self.num, self.token, self.seq = num, token, -1
+    def __init__(self, num: int, token: int, born: float) -> None:
+        self.num, self.token, self.born, self.seq = num, token, born, -1
         self.channels: tuple[str, ...] = ()
 
 
@@ -61,7 +61,8 @@ class Writer:
             self.refresh(held)
             if held.seq != seq - 1:
                 raise StaleSnapshot(lease.execution_id, seq)
-        row = (held.num << 32 | seq, commit.at, commit.base, commit.body, held.num, held.token)
+        at = since(held.born, commit.at)
+        row = (held.num << 32 | seq, at, commit.base, commit.body, held.num, held.token)
         try:
             stored = self._execute(APPEND, row).rowcount
         except sqlite3.IntegrityError as error:
@@ -103,7 +104,8 @@ class Writer:
         if cursor.rowcount != 1:
             return False
         num = cursor.lastrowid or 0
-        self._execute("INSERT INTO bodies VALUES (?, ?, 1, ?)", (num << 32, new.updated_at, birth.body))
+        at = since(new.created_at, new.updated_at)
+        self._execute("INSERT INTO bodies VALUES (?, ?, 1, ?)", (num << 32, at, birth.body))
         self._wait(num, new.channels)
         return True
 
@@ -149,7 +151,7 @@ class Writer:
     def _look_up(self, lease: Lease, seq: int) -> Held:
         """Find an execution that another store object of this file acquired."""
         row = self._execute(
-            "SELECT num, token FROM executions WHERE id = ?", (lease.execution_id,)
+            "SELECT num, token, created_at FROM executions WHERE id = ?", (lease.execution_id,)
         ).fetchone()
         if row is None or row[1] != lease.token:
             raise StaleSnapshot(lease.execution_id, seq)
@@ -228,6 +230,11 @@ class Transaction:
 def keys(num: int) -> tuple[int, int]:
     """The first and the last key that the bodies, or log rows, of an execution can have."""
     return num << 32, (num + 1 << 32) - 1
+
+
+def since(born: float, at: float) -> int:
+    """How a body's time is stored: milliseconds after the birth take one to four bytes, not eight."""
+    return round((at - born) * 1000)
 
 
 def pack_channels(channels: Iterable[str]) -> str:

@@ -30,11 +30,11 @@ BUSY_TIMEOUT = 5.0
 PAGE_SIZE = 1024
 """A quarter of SQLite's default: every commit logs whole pages, and most change some tens of bytes in a few.
 
-A lone step takes 15 us in place of 19, parking and waking 210 us in place of 290, and a body of 1 KiB, with an
-overflow page, 1.16 KB in place of 1.40. Bodies of 10 KB pay for it with 84 us in place of 64.
+A lone step takes 15 us in place of 19, parking and waking 210 us in place of 290, and a body of 1 KiB, with
+an overflow page, 1.16 KB in place of 1.40. Bodies of 10 KB pay for it with 84 us in place of 64.
 """
 CHECKPOINT_BYTES = 4_096_000
-"""Size of the write-ahead log at which SQLite folds it into the file: its default, in pages of its own size."""
+"""Size of the write-ahead log at which SQLite folds it into the file: its default, with its own pages."""
 
 SCHEMA = """
 CREATE TABLE executions (
@@ -47,7 +47,7 @@ CREATE TABLE executions (
 CREATE INDEX executions_wake_at ON executions (wake_at) WHERE wake_at IS NOT NULL;
 CREATE INDEX executions_parent ON executions (parent) WHERE parent IS NOT NULL;
 CREATE INDEX executions_cancel ON executions (owner) WHERE cancel = 1;
-CREATE TABLE bodies (id INTEGER PRIMARY KEY, at REAL NOT NULL, base INTEGER NOT NULL, body BLOB NOT NULL);
+CREATE TABLE bodies (id INTEGER PRIMARY KEY, at INTEGER NOT NULL, base INTEGER NOT NULL, body BLOB NOT NULL);
 CREATE TABLE log (id INTEGER PRIMARY KEY, seq INTEGER NOT NULL, body BLOB NOT NULL);
 CREATE TABLE waits (channel TEXT NOT NULL, num INTEGER NOT NULL, PRIMARY KEY (channel, num)) WITHOUT ROWID;
 CREATE TABLE owners (

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 from flat.core.effects import AwaitSignal, Effect, RunHook, Sleep, instance_of
 from flat.core.events import Cancelled, Done, Doubted, Event, Failed, Resumed, Spent, Started
-from flat.core.failure import Failure, error_target, failure_of
+from flat.core.explain import explained
+from flat.core.failure import Failure, error_target
 from flat.core.hookref import HookRefs
 from flat.core.op import UNSET, Answer, Block, End, Goto, Next, Raise, Unset
 from flat.core.program import END, START, Node, Program
@@ -191,7 +192,7 @@ class Turn:
         try:
             answer = node.ops[at].resume(self, event)
         except FlatError as error:
-            answer = Raise(failure_of(error))
+            answer = Raise(explained(error, self.program))
         if isinstance(answer, Block) and self.pending:
             self.effects = answer.effects
             self.pending += tuple(e.id for e in answer.effects)
@@ -213,7 +214,7 @@ class Turn:
             try:
                 answer = op.start(self)
             except FlatError as error:
-                answer = Raise(failure_of(error))
+                answer = Raise(explained(error, self.program))
             if isinstance(answer, Next):
                 self.take_next(answer)
                 at += 1

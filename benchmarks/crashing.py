@@ -1,0 +1,168 @@
+"""The process that W8 kills: `python -m benchmarks.crashing SYSTEM N start|resume`, in the folder of its files.
+
+Two states A and B take turns. Each step appends `STATE i` to the file `effects` before it returns, so that the file
+shows what really ran. Imports stay inside the functions: a system must not pay for another's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sqlite3
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+class Effects:
+    """What a step does to the world."""
+
+    def __init__(self) -> None:
+        self.file = os.open("effects", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+
+    def __call__(self, state: str, i: int) -> None:
+        os.write(self.file, f"{state} {i}\n".encode())
+
+
+def raw(n: int, resume: bool, effect: Effects) -> dict[str, Any]:
+    import orjson
+
+    connection = sqlite3.connect("x.db", isolation_level=None)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+    connection.execute("CREATE TABLE IF NOT EXISTS steps (step INTEGER PRIMARY KEY, state TEXT, data BLOB)")
+    context, current = {"i": 0}, "A"
+    if resume:
+        query = "SELECT state, data FROM steps ORDER BY step DESC LIMIT 1"
+        current, data = connection.execute(query).fetchone()
+        context = orjson.loads(data)
+    while context["i"] < n:
+        effect(current, context["i"])
+        context["i"] += 1
+        current = "B" if current == "A" else "A"
+        connection.execute("INSERT INTO steps VALUES (?, ?, ?)", (context["i"], current, orjson.dumps(context)))
+    return {"i": context["i"]}
+
+
+def flat(n: int, resume: bool, effect: Effects) -> dict[str, Any]:
+    from benchmarks.machines import alternating, flat_machine
+    from flat import Runtime
+
+    async def act(state: str, context: dict[str, Any]) -> None:
+        effect(state, context["i"])
+        context["i"] += 1
+
+    machine = flat_machine(alternating(n, {"enabled": True, "backend": "sqlite"}), act)
+
+    async def go() -> dict[str, Any]:
+        async with Runtime("sqlite:///x.db") as runtime:
+            if resume:
+                outcome = await runtime.resume("e", machine)
+            else:
+                outcome = await runtime.start(machine, execution_id="e", max_steps=n + 50)
+        doubts = [int(doubt.effect_id.split("/")[1]) - 1 for doubt in outcome.in_doubt]
+        return {"i": outcome.output["i"], "in_doubt": doubts}
+
+    return asyncio.run(go())
+
+
+def flatmachines(n: int, resume: bool, effect: Effects) -> dict[str, Any]:
+    from benchmarks.machines import alternating, flatmachines_hooks, peer
+
+    library = peer("flatmachines")
+
+    async def act(state: str, context: dict[str, Any]) -> None:
+        effect(state, context["i"])
+        context["i"] += 1
+
+    stored = {"enabled": True, "backend": "sqlite", "db_path": "x.db", "checkpoint_on": ["state_enter"]}
+
+    async def go() -> dict[str, Any]:
+        machine = library.FlatMachine(
+            config_dict=alternating(n, stored), hooks_registry=flatmachines_hooks(act), lock=library.NoOpLock()
+        )
+        if resume:
+            with open("execution") as file:
+                return dict(await machine.execute(resume_from=file.read(), max_steps=n + 50))
+        with open("execution", "w") as file:
+            file.write(machine.execution_id)
+        return dict(await machine.execute(max_steps=n + 50))
+
+    return asyncio.run(go())
+
+
+def langgraph(n: int, resume: bool, effect: Effects) -> dict[str, Any]:
+    from benchmarks.machines import peer
+    from benchmarks.states import Counter
+
+    graph, saver = peer("langgraph.graph"), peer("langgraph.checkpoint.sqlite")
+    builder = graph.StateGraph(Counter)
+
+    def node(name: str) -> Callable[[Counter], Counter]:
+        def run(state: Counter) -> Counter:
+            effect(name, state["i"])
+            return {"i": state["i"] + 1}
+
+        return run
+
+    def following(name: str) -> Callable[[Counter], str]:
+        return lambda state: name if state["i"] < n else graph.END
+
+    for name, other in ("AB", "BA"):
+        builder.add_node(name, node(name))
+        builder.add_conditional_edges(name, following(other), [other, graph.END])
+    builder.add_edge(graph.START, "A")
+    connection = sqlite3.connect("x.db", check_same_thread=False)
+    connection.execute("PRAGMA synchronous=NORMAL")
+    checkpointer = saver.SqliteSaver(connection)
+    checkpointer.setup()
+    thread = {"configurable": {"thread_id": "t"}, "recursion_limit": n + 10}
+    result = builder.compile(checkpointer=checkpointer).invoke(None if resume else {"i": 0}, thread, durability="sync")
+    return {"i": result["i"]}
+
+
+def burr(n: int, resume: bool, effect: Effects) -> dict[str, Any]:
+    from benchmarks.machines import peer
+
+    core, persistence = peer("burr.core"), peer("burr.core.persistence")
+
+    def action(name: str) -> Any:
+        def run(state: Any) -> Any:
+            effect(name, state["i"])
+            return state.update(i=state["i"] + 1)
+
+        return core.action(reads=["i"], writes=["i"])(run)
+
+    def done(state: Any) -> Any:
+        return state
+
+    persister = persistence.SQLitePersister("x.db")
+    persister.initialize()
+    persister.connection.execute("PRAGMA journal_mode=WAL")
+    persister.connection.execute("PRAGMA synchronous=NORMAL")
+    over = core.expr(f"i >= {n}")
+    application = (
+        core.ApplicationBuilder()
+        .with_actions(A=action("A"), B=action("B"), done=core.action(reads=["i"], writes=[])(done))
+        .with_transitions(("A", "done", over), ("A", "B", core.default), ("B", "done", over), ("B", "A", core.default))
+        .with_identifiers(app_id="e", partition_key="p").with_state_persister(persister)
+        .initialize_from(persister, resume_at_next_action=True, default_state={"i": 0}, default_entrypoint="A").build()
+    )  # fmt: skip
+    _, _, state = application.run(halt_after=["done"])
+    return {"i": state["i"]}
+
+
+SYSTEMS = {function.__name__: function for function in (raw, flat, flatmachines, langgraph, burr)}
+
+
+def main() -> None:
+    _, name, n, phase = sys.argv
+    began = time.perf_counter()
+    result = SYSTEMS[name](int(n), phase == "resume", Effects())
+    print("\n" + json.dumps({**result, "inside": time.perf_counter() - began}))
+
+
+if __name__ == "__main__":
+    main()
