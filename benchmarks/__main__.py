@@ -17,7 +17,16 @@ from benchmarks import harness
 from benchmarks.harness import Workload
 
 WORKLOADS = ("w1", "w2", "w2c", "w3", "w7", "w8")
-SHOWN = ("flat", "flatmachines", "langgraph", "langgraph-checkpoint-sqlite", "apache-burr", "anyio", "orjson", "pyyaml")
+SHOWN = (
+    "flat",
+    "flatmachines",
+    "langgraph",
+    "langgraph-checkpoint-sqlite",
+    "apache-burr",
+    "anyio",
+    "orjson",
+    "pyyaml",
+)
 
 
 def workload(name: str) -> Workload:
@@ -43,7 +52,9 @@ def main() -> None:
         print("\n" + json.dumps(harness.measure(workload(name), case, json.loads(sizes))))
         return
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("workloads", nargs="*", metavar="workload", help=f"some of {' '.join(WORKLOADS)}; default: all")
+    parser.add_argument(
+        "workloads", nargs="*", metavar="workload", help=f"some of {' '.join(WORKLOADS)}; default: all"
+    )
     parser.add_argument("--rounds", type=int, default=0, help="default: 5, or 1 with --quick")
     parser.add_argument("--quick", action="store_true", help="small sizes: does everything still run?")
     parser.add_argument("--results", type=Path, default=Path(tempfile.gettempdir()) / "flat-benchmarks")
@@ -56,7 +67,9 @@ def main() -> None:
     print(f"{versions()}; {rounds} rounds\n", flush=True)
     for name in names:
         work = workload(name)
-        measured = harness.run(work, rounds, options.quick, lambda line: print(line, file=sys.stderr, flush=True))
+        measured = harness.run(
+            work, rounds, options.quick, lambda line: print(line, file=sys.stderr, flush=True)
+        )
         load = os.getloadavg()[0]
         print(harness.tables(work, measured) + f"\nLoad of the machine at the end: {load:.1f}\n", flush=True)
         raw = {"versions": versions(), "load": load, "measured": [[m.sizes, m.records] for m in measured]}

@@ -42,19 +42,26 @@ def raw(n: int, resume: bool, effect: Effects) -> dict[str, Any]:
         effect(current, context["i"])
         context["i"] += 1
         current = "B" if current == "A" else "A"
-        connection.execute("INSERT INTO steps VALUES (?, ?, ?)", (context["i"], current, orjson.dumps(context)))
+        connection.execute(
+            "INSERT INTO steps VALUES (?, ?, ?)", (context["i"], current, orjson.dumps(context))
+        )
     return {"i": context["i"]}
 
 
 def flat(n: int, resume: bool, effect: Effects) -> dict[str, Any]:
-    from benchmarks.machines import alternating, flat_machine
-    from flat import Runtime
+    from flat import HooksRegistry, MachineHooks, Runtime, load
 
-    async def act(state: str, context: dict[str, Any]) -> None:
-        effect(state, context["i"])
-        context["i"] += 1
+    class Hooks(MachineHooks):
+        async def on_action(
+            self, state_name: str, action_name: str, context: dict[str, Any]
+        ) -> dict[str, Any]:
+            effect(state_name, context["i"])
+            context["i"] += 1
+            return context
 
-    machine = flat_machine(alternating(n, {"enabled": True, "backend": "sqlite"}), act)
+    registry = HooksRegistry()
+    registry.register("counter", Hooks)
+    machine = load("machine.yml", hooks=registry)
 
     async def go() -> dict[str, Any]:
         async with Runtime("sqlite:///x.db") as runtime:
@@ -81,7 +88,9 @@ def flatmachines(n: int, resume: bool, effect: Effects) -> dict[str, Any]:
 
     async def go() -> dict[str, Any]:
         machine = library.FlatMachine(
-            config_dict=alternating(n, stored), hooks_registry=flatmachines_hooks(act), lock=library.NoOpLock()
+            config_dict=alternating(n, stored),
+            hooks_registry=flatmachines_hooks(act),
+            lock=library.NoOpLock(),
         )
         if resume:
             with open("execution") as file:
@@ -119,7 +128,9 @@ def langgraph(n: int, resume: bool, effect: Effects) -> dict[str, Any]:
     checkpointer = saver.SqliteSaver(connection)
     checkpointer.setup()
     thread = {"configurable": {"thread_id": "t"}, "recursion_limit": n + 10}
-    result = builder.compile(checkpointer=checkpointer).invoke(None if resume else {"i": 0}, thread, durability="sync")
+    result = builder.compile(checkpointer=checkpointer).invoke(
+        None if resume else {"i": 0}, thread, durability="sync"
+    )
     return {"i": result["i"]}
 
 

@@ -50,7 +50,9 @@ class Meter:
         self._written, self._cpu, self._wall = _written(), _cpu(resource.RUSAGE_SELF), time.perf_counter()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.wall = time.perf_counter() - self._wall
         self.cpu = _cpu(resource.RUSAGE_SELF) - self._cpu
         self.written = _written() - self._written
@@ -190,12 +192,21 @@ def _measure_apart(workload: Workload, case: str, sizes: Sizes) -> Record:
         command = [sys.executable, "-m", "benchmarks", "--measure", workload.name, case, json.dumps(sizes)]
         try:
             done = subprocess.run(
-                command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=TIMEOUT, check=False
+                command,
+                cwd=folder,
+                env=environment(),
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT,
+                check=False,
             )
         except subprocess.TimeoutExpired:
             return {"error": f"not done in {TIMEOUT:g} s"}
     if done.returncode:
-        return {"error": (done.stderr.strip().splitlines() or ["no message"])[-1][:200], "stderr": done.stderr[-4000:]}
+        return {
+            "error": (done.stderr.strip().splitlines() or ["no message"])[-1][:200],
+            "stderr": done.stderr[-4000:],
+        }
     record: Record = json.loads(done.stdout.strip().splitlines()[-1])
     return record
 
@@ -205,7 +216,9 @@ def _measure_apart(workload: Workload, case: str, sizes: Sizes) -> Record:
 
 def run(workload: Workload, rounds: int, quick: bool, report: Callable[[str], None]) -> list[Measured]:
     """Measure every available case at every size, in interleaved rounds."""
-    return [_run_size(workload, sizes, rounds, report) for sizes in (workload.quick if quick else workload.sizes)]
+    return [
+        _run_size(workload, sizes, rounds, report) for sizes in (workload.quick if quick else workload.sizes)
+    ]
 
 
 def _run_size(workload: Workload, sizes: Sizes, rounds: int, report: Callable[[str], None]) -> Measured:
@@ -219,7 +232,9 @@ def _run_size(workload: Workload, sizes: Sizes, rounds: int, report: Callable[[s
                 continue
             record = {**_measure_apart(workload, name, sizes), "round": number}
             records[name].append(record)
-            report(f"{workload.name} {sizes} round {number}: {name}: {record.get('error') or figure(record['cpu'])}")
+            report(
+                f"{workload.name} {sizes} round {number}: {name}: {record.get('error') or figure(record['cpu'])}"
+            )
     return Measured(sizes, records)
 
 

@@ -25,8 +25,10 @@ def counter(n: int, persistence: Context, *, agent: bool = False, more: Context 
     data: Context = {"name": "counter", "context": {"i": 0, **(more or {})}, "persistence": persistence}
     if agent:
         loop |= {"agent": "worker", "input": {"i": "context.i"}, "output_to_context": {"i": "output.i"}}
-        prompt = {"prompt": {"user": "x"}, "profile": {"type": "noop"}}
-        data["agents"] = {"worker": {"spec": "flatagent", "spec_version": "4.0.0", "data": prompt}}
+        models = {"model_profiles": {"none": {"provider": "none", "name": "none"}}, "default": "none"}
+        profile = {"spec": "flatprofile", "spec_version": "4.0.0", "data": models}
+        agent_data = {"prompt": {"user": "x"}, "profile": profile}
+        data["agents"] = {"worker": {"spec": "flatagent", "spec_version": "4.0.0", "data": agent_data}}
     else:
         loop |= {"action": "inc", "hooks": "counter"}
     loop["transitions"] = [{"condition": f"context.i >= {n}", "to": "done"}, {"to": "loop"}]
@@ -62,7 +64,9 @@ def chain_yaml(k: int) -> str:
             "      action: inc", "      hooks: counter", "      transitions:",
             '        - condition: "context.stop == true"', "          to: done", f"        - to: {following}",
         ]  # fmt: skip
-    return "\n".join([*lines, "    done:", "      type: final", "      output:", '        i: "context.i"', ""])
+    return "\n".join(
+        [*lines, "    done:", "      type: final", "      output:", '        i: "context.i"', ""]
+    )
 
 
 def message(number: int) -> dict[str, str]:

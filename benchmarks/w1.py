@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 
 from benchmarks.harness import Measured, Meter, Record, Sizes, Target, Workload
 from benchmarks.machines import counter, flat_machine, flatmachines_hooks, peer
@@ -92,7 +93,7 @@ def _flat(sizes: Sizes, meter: Meter, store: MemoryStore | SQLiteStore | None, a
     machine = flat_machine(config, agents={"worker": AddOne()} if agent else {})
 
     async def go() -> None:
-        await anyio.sleep(0)  # anyio imports its backend when it is first used
+        await anyio.lowlevel.checkpoint()  # anyio imports its backend when it is first used
         async with Runtime(store) as runtime:
             with meter:
                 outcome = await runtime.start(machine, max_steps=sizes["n"] + 10)
@@ -152,7 +153,9 @@ def flatmachines_action(sizes: Sizes, meter: Meter) -> Record:
     return _flatmachines(sizes, meter, NO_CHECKPOINTS, agent=False)
 
 
-@WORKLOAD.case(FASTEST, "checkpoint_on: []; an agent without a model: its fastest setting", needs=["flatmachines"])
+@WORKLOAD.case(
+    FASTEST, "checkpoint_on: []; an agent without a model: its fastest setting", needs=["flatmachines"]
+)
 def flatmachines_agent(sizes: Sizes, meter: Meter) -> Record:
     return _flatmachines(sizes, meter, NO_CHECKPOINTS, agent=True)
 

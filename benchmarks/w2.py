@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import anyio
+import anyio.lowlevel
 import orjson
 
 from benchmarks.harness import Column, Measured, Meter, Record, Sizes, Target, Workload, figure
@@ -80,7 +81,9 @@ def _raw(sizes: Sizes, meter: Meter, synchronous: Synchronous) -> Record:
         while not over(context):
             context.update(await step(context))
             steps += 1
-            connection.execute("INSERT INTO steps VALUES (?, ?, ?, ?)", ("e1", steps, "loop", orjson.dumps(context)))
+            connection.execute(
+                "INSERT INTO steps VALUES (?, ?, ?, ?)", ("e1", steps, "loop", orjson.dumps(context))
+            )
 
     with meter:
         asyncio.run(go())
@@ -110,7 +113,7 @@ def _flat(sizes: Sizes, meter: Meter, synchronous: Synchronous) -> Record:
     machine = flat_machine(counter(n, {"enabled": True, "backend": "sqlite"}))
 
     async def go() -> None:
-        await anyio.sleep(0)  # anyio imports its backend when it is first used
+        await anyio.lowlevel.checkpoint()  # anyio imports its backend when it is first used
         async with SQLiteStore(FILE, synchronous) as store, Runtime(store) as runtime:
             with meter:
                 outcome = await runtime.start(machine, execution_id="e1", max_steps=n + 10)
@@ -160,7 +163,9 @@ def flatmachines_default(sizes: Sizes, meter: Meter) -> Record:
     return _flatmachines(sizes, meter, {})
 
 
-@WORKLOAD.case("flatmachines, state_enter", "checkpoint_on: [state_enter], WAL NORMAL", needs=["flatmachines"])
+@WORKLOAD.case(
+    "flatmachines, state_enter", "checkpoint_on: [state_enter], WAL NORMAL", needs=["flatmachines"]
+)
 def flatmachines_least(sizes: Sizes, meter: Meter) -> Record:
     return _flatmachines(sizes, meter, {"checkpoint_on": ["state_enter"]})
 

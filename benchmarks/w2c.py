@@ -11,6 +11,7 @@ import sqlite3
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import orjson
 
 from benchmarks.harness import Meter, Record, Sizes, Target, Workload
@@ -120,7 +121,7 @@ def _flat(sizes: Sizes, meter: Meter, synchronous: Synchronous) -> Record:
     machine = flat_machine(counter(n, {"enabled": True, "backend": "sqlite"}), give_way)
 
     async def go() -> None:
-        await anyio.sleep(0)  # anyio imports its backend when it is first used
+        await anyio.lowlevel.checkpoint()  # anyio imports its backend when it is first used
         async with SQLiteStore(FILE, synchronous) as store, Runtime(store) as runtime:
             with meter:
                 runs = (runtime.start(machine, execution_id=f"e{k}", max_steps=n + 10) for k in range(m))
@@ -148,7 +149,9 @@ def flat_full(sizes: Sizes, meter: Meter) -> Record:
 # -- peers -----------------------------------------------------------------------------------
 
 
-@WORKLOAD.case("flatmachines, state_enter", "one SQLiteCheckpointBackend, no lock, WAL NORMAL", needs=["flatmachines"])
+@WORKLOAD.case(
+    "flatmachines, state_enter", "one SQLiteCheckpointBackend, no lock, WAL NORMAL", needs=["flatmachines"]
+)
 def flatmachines_least(sizes: Sizes, meter: Meter) -> Record:
     library, persistence = peer("flatmachines"), peer("flatmachines.persistence")
     config = counter(sizes["n"], {"enabled": True, "checkpoint_on": ["state_enter"]})
@@ -162,7 +165,9 @@ def flatmachines_least(sizes: Sizes, meter: Meter) -> Record:
                 )
                 for _ in range(sizes["m"])
             ]
-            outputs = await asyncio.gather(*(machine.execute(max_steps=sizes["n"] + 10) for machine in machines))
+            outputs = await asyncio.gather(
+                *(machine.execute(max_steps=sizes["n"] + 10) for machine in machines)
+            )
         assert all(output["i"] == sizes["n"] for output in outputs)
 
     asyncio.run(go())
@@ -174,7 +179,11 @@ def flatmachines_least(sizes: Sizes, meter: Meter) -> Record:
     needs=["langgraph.checkpoint.sqlite", "aiosqlite"],
 )  # fmt: skip
 def langgraph_full(sizes: Sizes, meter: Meter) -> Record:
-    graph, saver, aiosqlite = peer("langgraph.graph"), peer("langgraph.checkpoint.sqlite.aio"), peer("aiosqlite")
+    graph, saver, aiosqlite = (
+        peer("langgraph.graph"),
+        peer("langgraph.checkpoint.sqlite.aio"),
+        peer("aiosqlite"),
+    )
     n = sizes["n"]
 
     async def inc(state: Counter) -> Counter:
@@ -188,13 +197,17 @@ def langgraph_full(sizes: Sizes, meter: Meter) -> Record:
             builder = graph.StateGraph(Counter)
             builder.add_node("inc", inc)
             builder.add_edge(graph.START, "inc")
-            builder.add_conditional_edges("inc", lambda s: "inc" if s["i"] < n else graph.END, ["inc", graph.END])
+            builder.add_conditional_edges(
+                "inc", lambda s: "inc" if s["i"] < n else graph.END, ["inc", graph.END]
+            )
             runnable = builder.compile(checkpointer=checkpointer)
             with meter:
                 results = await asyncio.gather(
                     *(
                         runnable.ainvoke(
-                            {"i": 0}, {"configurable": {"thread_id": f"t{k}"}, "recursion_limit": n + 10}, durability="sync"
+                            {"i": 0},
+                            {"configurable": {"thread_id": f"t{k}"}, "recursion_limit": n + 10},
+                            durability="sync",
                         )
                         for k in range(sizes["m"])
                     )

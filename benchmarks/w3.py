@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypedDict
 
 import anyio
+import anyio.lowlevel
 import orjson
 
 from benchmarks.harness import Measured, Meter, Record, Sizes, Target, Workload
@@ -68,7 +69,9 @@ def raw(sizes: Sizes, meter: Meter) -> Record:
     connection = sqlite3.connect(FILE, isolation_level=None)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")
-    connection.execute("CREATE TABLE log (seq INTEGER PRIMARY KEY, execution INTEGER, step INTEGER, data BLOB)")
+    connection.execute(
+        "CREATE TABLE log (seq INTEGER PRIMARY KEY, execution INTEGER, step INTEGER, data BLOB)"
+    )
 
     async def step(history: list[Any]) -> dict[str, str]:
         return message(len(history))
@@ -95,7 +98,7 @@ def flat_history(sizes: Sizes, meter: Meter) -> Record:
     machine = flat_machine(counter(n, {"enabled": True, "backend": "sqlite"}, more={"messages": []}), say)
 
     async def go() -> None:
-        await anyio.sleep(0)  # anyio imports its backend when it is first used
+        await anyio.lowlevel.checkpoint()  # anyio imports its backend when it is first used
         async with SQLiteStore(FILE) as store, Runtime(store) as runtime:
             with meter:
                 await runtime.start(machine, execution_id="e1", max_steps=n + 10)
@@ -148,7 +151,9 @@ def _langgraph(sizes: Sizes, meter: Meter, channel: Any) -> Record:
         builder.add_node("speak", speak)
         builder.add_edge(graph.START, "speak")
         more = ["speak", graph.END]
-        builder.add_conditional_edges("speak", lambda s: "speak" if len(s["messages"]) < n else graph.END, more)
+        builder.add_conditional_edges(
+            "speak", lambda s: "speak" if len(s["messages"]) < n else graph.END, more
+        )
         return builder.compile(checkpointer=checkpointer)
 
     thread = {"configurable": {"thread_id": "t1"}}
@@ -175,7 +180,9 @@ def langgraph_add(sizes: Sizes, meter: Meter) -> Record:
 
 
 @WORKLOAD.case(
-    "langgraph DeltaChannel", "the same, with its append-only channel (beta)", needs=["langgraph.checkpoint.sqlite"]
+    "langgraph DeltaChannel",
+    "the same, with its append-only channel (beta)",
+    needs=["langgraph.checkpoint.sqlite"],
 )
 def langgraph_delta(sizes: Sizes, meter: Meter) -> Record:
     return _langgraph(sizes, meter, peer("langgraph.channels").DeltaChannel(_fold))

@@ -51,7 +51,11 @@ WORKLOAD = Workload(
 def _child(meter: Meter, command: list[str], *, cold: bool = False) -> Record:
     def once() -> str:
         done = subprocess.run(
-            command, env={**environment(), "FLAT_CACHE": str(CACHE)}, capture_output=True, text=True, check=False
+            command,
+            env={**environment(), "FLAT_CACHE": str(CACHE)},
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
@@ -151,7 +155,9 @@ def limit_yaml(sizes: Sizes, meter: Meter) -> Record:
 @WORKLOAD.case(CACHED_LIMIT, "json.load of the compiled form: what a cache can reach", only=some_states)
 def limit_json(sizes: Sizes, meter: Meter) -> Record:
     Path("m.json").write_text(json.dumps(yaml.safe_load(chain_yaml(sizes["k"]))))
-    return _program(meter, TABLE.format(module="json", load="json.load(open('m.json'))", eager=False, run=STATES_RUN))
+    return _program(
+        meter, TABLE.format(module="json", load="json.load(open('m.json'))", eager=False, run=STATES_RUN)
+    )
 
 
 HOOKS = """
@@ -192,12 +198,19 @@ def _run_file(sizes: Sizes, meter: Meter, text: str, *, cold: bool = False) -> R
     return _program(meter, program, cold=cold)
 
 
-@WORKLOAD.case(FLAT, "load() of the YAML file, which is checked, compiled and put in the cache", only=some_states)
+@WORKLOAD.case(
+    FLAT, "load() of the YAML file, which is checked, compiled and put in the cache", only=some_states
+)
 def flat_cold(sizes: Sizes, meter: Meter) -> Record:
     return _run_file(sizes, meter, RUN_FLAT, cold=True)
 
 
-@WORKLOAD.case(FLAT_WARM, "load() of the YAML file, unchanged since it was compiled", limit=CACHED_LIMIT, only=some_states)
+@WORKLOAD.case(
+    FLAT_WARM,
+    "load() of the YAML file, unchanged since it was compiled",
+    limit=CACHED_LIMIT,
+    only=some_states,
+)
 def flat_warm(sizes: Sizes, meter: Meter) -> Record:
     record = _run_file(sizes, meter, RUN_FLAT)
     assert any(os.scandir(CACHE)), "nothing was cached"

@@ -43,10 +43,12 @@ def standard_types() -> Types:
 def storable(types: Types, cls: type, name: str | None = None) -> None:
     """Allow a pydantic model or an enum of one's own in stored data, under its class name unless told otherwise."""
     name = name or cls.__name__
-    if issubclass(cls, enum.Enum):
+    if issubclass(cls, enum.Flag):
+        types.register(cls, name, lambda member: member.value, cls)
+    elif issubclass(cls, enum.Enum):
         types.register(cls, name, lambda member: member.name, lambda data: cls[data])
     elif hasattr(cls, "model_validate"):
-        types.register(cls, name, lambda model: model.model_dump(mode="python"), cls.model_validate)
+        types.register(cls, name, lambda m: m.model_dump(round_trip=True, by_alias=True), cls.model_validate)
     else:
         raise BindingError("storable type", name, hint="only pydantic models and enums are stored by themselves")
 

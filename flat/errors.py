@@ -10,7 +10,7 @@
     │   ├── AgentFailed         ├── ToolFailed       ├── ActionFailed    ├── HookFailed
     │   ├── DeadlineExceeded    ├── LimitExceeded    └── Stuck
     └── BackendError            storage or coordination
-        ├── ExecutionNotFound   ├── ExecutionBusy    ├── StaleSnapshot
+        ├── ExecutionNotFound   ├── ExecutionBusy    ├── StaleSnapshot ── SignalGone
         ├── IncompatibleSnapshot                     └── NotStorable
 
 Waiting is a status, not an error. Inside a snapshot a failure is data (`core.failure`).
@@ -298,6 +298,14 @@ class StaleSnapshot(BackendError):
         super().__init__(
             f'commit {seq} of execution "{execution_id}" refused: this process no longer owns the execution'
         )
+
+
+class SignalGone(StaleSnapshot):
+    """A commit was to take a signal that somebody else has taken. Nothing was written; the execution still waits."""
+
+    def __init__(self, execution_id: str) -> None:
+        BackendError.__init__(self, f'the signal for execution "{execution_id}" has been taken by another execution')
+        self.execution_id = execution_id
 
 
 class IncompatibleSnapshot(BackendError):

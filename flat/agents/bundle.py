@@ -193,6 +193,13 @@ def missing_environment(
     return missing_variables(_model_settings(config, catalogue, name, overrides))
 
 
+def model_settings(
+    config: Config, catalogue: Config | Catalogue | None = None, *, name: str = ""
+) -> dict[str, Any]:
+    """The settings of an agent's model, with every profile resolved. Needs no keys."""
+    return _model_settings(config, catalogue, name, None)
+
+
 def add_usage(first: Usage, second: Usage) -> Usage:
     """The sum of two calls; its cost is known only if both are, and its source is the less certain one."""
     certainty = ("unknown", "estimate", "provider", "free")

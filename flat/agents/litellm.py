@@ -27,7 +27,7 @@ from flat.agents.failures import agent_failure
 from flat.agents.profiles import model_name
 from flat.agents.protocol import AgentResult, Message, Usage
 from flat.agents.ratelimits import build_rate_limit_state, lower_headers, telling_headers
-from flat.errors import AgentFailed, SpecError
+from flat.errors import AgentFailed, BackendError, SpecError
 
 DEFAULT_TIMEOUT = 600.0
 """Seconds for a whole call when neither the caller nor the profile says otherwise."""
@@ -49,7 +49,10 @@ class LiteLLMClient:
     def __init__(self, settings: Mapping[str, Any], *, name: str = "agent") -> None:
         self.name = name
         self.settings = dict(settings)
-        model = model_name(settings)
+        self._is_local = settings.get("provider") == "local" and not settings.get("base_url")
+        if self._is_local:
+            self.settings["name"] = settings.get("name") or "default"
+        model = model_name(self.settings)
         if not model:
             raise SpecError(
                 f'agent "{name}" has no model: give it a `model`, a `profile`, or a default profile'
@@ -75,8 +78,8 @@ class LiteLLMClient:
     ) -> AgentResult:
         """One request to the model; two when it turns out not to know JSON schemas.
 
-        `timeout` is for the whole call, not counting the import of litellm. Works on asyncio and trio, and a
-        cancelled caller aborts the request.
+        `timeout` is for the whole call, not counting the import of litellm and the start of the embedded
+        model. Works on asyncio and trio, and a cancelled caller aborts the request.
         """
         require_credentials(self.settings, self.name)
         seconds = min(self.timeout, math.inf if timeout is None else timeout)
@@ -110,6 +113,8 @@ class LiteLLMClient:
         self, seconds: float, arguments: dict[str, Any], response_format: Mapping[str, Any] | None, emit: Any
     ) -> AgentResult:
         litellm = await llm_thread.loaded()
+        if self._is_local:
+            arguments = {**arguments, **await self._local_endpoint()}
         if seconds <= 0:
             raise self._too_late(seconds)
         try:
@@ -119,6 +124,15 @@ class LiteLLMClient:
                 return await self._with_format(litellm, arguments, response_format, emit)
         except TimeoutError:
             raise self._too_late(seconds) from None
+
+    async def _local_endpoint(self) -> dict[str, Any]:
+        """Where the embedded model listens; the first call starts it."""
+        from flat.agents.local import endpoint
+
+        try:
+            return await asyncio.to_thread(endpoint, self.settings)
+        except BackendError as error:
+            raise AgentFailed(f'agent "{self.name}": {error}', code="model_unavailable") from error
 
     async def _with_format(
         self, litellm: Any, arguments: dict[str, Any], wanted: Mapping[str, Any] | None, emit: Any
@@ -141,7 +155,8 @@ class LiteLLMClient:
         if not wanted or "response_format" in arguments:
             return arguments
         if self._knows_schemas and (
-            provider(self.settings) == "openai" or litellm.supports_response_schema(model=self.model)
+            provider(self.settings) in ("openai", "local")
+            or litellm.supports_response_schema(model=self.model)
         ):
             return {**arguments, "response_format": wanted}
         messages = _with_schema_note(arguments["messages"], wanted)

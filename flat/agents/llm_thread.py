@@ -196,8 +196,8 @@ def _import(into: concurrent.futures.Future[Any]) -> None:
     try:
         litellm: Any = importlib.import_module("litellm")
         litellm.suppress_debug_info = True  # else it prints a banner on stdout for every error
-        # A call that is cancelled very early leaves a coroutine behind that litellm has made in a worker thread.
-        # Nothing is lost by it, and nobody but litellm could have awaited it.
+        # A call that is cancelled very early leaves a coroutine behind that litellm has made in a worker
+        # thread. Nothing is lost by it, and nobody but litellm could have awaited it.
         warnings.filterwarnings("ignore", r"coroutine '\w+\.acompletion' was never awaited", RuntimeWarning)
         # After litellm's own exit functions were registered, so that ours runs before them: they complain
         # about a loop that still runs.

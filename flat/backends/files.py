@@ -31,7 +31,7 @@ from flat.backends.folder import Lock, explain, safe_name, stage, sync_folder, w
 from flat.backends.journal import Journals, Known, Record, pack, unpack
 from flat.backends.liveness import describe, may_take_over
 from flat.backends.protocols import Birth, Commit, Execution, Lease, Owner, Signal, Stored
-from flat.errors import BackendError, ExecutionBusy, ExecutionNotFound, FlatError, StaleSnapshot
+from flat.errors import BackendError, ExecutionBusy, ExecutionNotFound, FlatError, SignalGone, StaleSnapshot
 
 FORMAT = b"flat file store 1\n"
 PARTS = ("executions", "signals", "blobs", "configs", "owners", "cancels", "intents")
@@ -152,7 +152,7 @@ class FileStore:
             if len(set(commit.consume)) != len(commit.consume) or not all(
                 self._signal_path(signal_id).exists() for signal_id in commit.consume
             ):
-                raise StaleSnapshot(lease.execution_id, seq)
+                raise SignalGone(lease.execution_id)
             for digest, blob in commit.blobs.items():
                 self._keep("blobs", digest, blob)
             self._commit_all(folder, known, self._record(commit))

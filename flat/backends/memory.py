@@ -14,7 +14,7 @@ from typing import Self
 from flat.backends.checks import CANCELLED, check_birth, check_commit, check_signal, check_text, is_plain
 from flat.backends.liveness import describe, may_take_over
 from flat.backends.protocols import Birth, Commit, Execution, Lease, Owner, Signal, Stored
-from flat.errors import ExecutionBusy, ExecutionNotFound, StaleSnapshot
+from flat.errors import ExecutionBusy, ExecutionNotFound, SignalGone, StaleSnapshot
 
 
 @dataclass(slots=True)
@@ -74,7 +74,7 @@ class MemoryStore:
         if not is_plain(commit):
             check_commit(commit)
             if len({*commit.consume} & self._signals.keys()) != len(commit.consume):
-                raise StaleSnapshot(lease.execution_id, seq)
+                raise SignalGone(lease.execution_id)
             self._write_rest(row, commit)
         row.bodies.append((commit.base, commit.body))
         row.updated_at = commit.at

@@ -16,7 +16,7 @@ import orjson
 from flat.backends.checks import CANCELLED, check_commit
 from flat.backends.protocols import Birth, Commit, Head, Lease, Signal
 from flat.backends.sqlite_schema import explain
-from flat.errors import NotStorable, StaleSnapshot
+from flat.errors import NotStorable, SignalGone, StaleSnapshot
 
 APPEND = "INSERT INTO bodies SELECT ?, ?, ?, ? FROM executions WHERE num = ? AND token = ?"
 BEAR = """
@@ -80,7 +80,7 @@ class Writer:
         held = self.append(commit)
         for signal_id in commit.consume:
             if self._execute("DELETE FROM signals WHERE id = ?", (signal_id,)).rowcount != 1:
-                raise StaleSnapshot(commit.lease.execution_id, commit.seq)
+                raise SignalGone(commit.lease.execution_id)
         if commit.log:
             self._extend_log(held.num, commit.seq, commit.log)
         if commit.blobs:

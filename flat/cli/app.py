@@ -24,14 +24,21 @@ Store = Annotated[
     str | None,
     typer.Option(
         envvar="FLAT_STORE", metavar="URL",
-        help="Where executions are kept: sqlite:///FILE, file:FOLDER, a path ending in .db, or memory: to keep "
-        "nothing. Default: sqlite:///flat.db",
+        help="Where executions are kept: sqlite:///FILE, file:FOLDER, a path ending in .db, or memory: to "
+        "keep nothing. Default: sqlite:///flat.db",
     ),
 ]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only the output.")]
 Verbose = Annotated[
-    int, typer.Option("--verbose", "-v", count=True, help="The log on stderr, and tracebacks; -vv for more.")
+    int,
+    typer.Option(
+        "--verbose",
+        "-v",
+        count=True,
+        show_default=False,
+        help="The log on stderr, and tracebacks; -vv for more.",
+    ),
 ]
 Plain = Annotated[bool, typer.Option("--plain", help="One line per event, also in a terminal.")]
 Compat = Annotated[
@@ -41,7 +48,7 @@ Live = Annotated[
     bool | None,
     typer.Option(
         "--live/--scripted",
-        help="Insist on the real model, or on the script in flat.toml. Default: the real one if its key is set.",
+        help="Insist on the real model, or on the script in flat.toml. Default: the real one with a key.",
     ),
 ]
 MaxCalls = Annotated[
@@ -241,7 +248,9 @@ def cancel(
 @app.command()
 def signal(
     channel: Annotated[str, typer.Argument(metavar="CHANNEL")],
-    data: Annotated[str | None, typer.Argument(metavar="[JSON]", help="What to send; null if left out.")] = None,
+    data: Annotated[
+        str | None, typer.Argument(metavar="[JSON]", help="What to send; null if left out.")
+    ] = None,
     store: Store = None,
     verbose: Verbose = 0,
 ) -> None:

@@ -1,7 +1,7 @@
 """How a command ends: its exit code, and one clear message when it did not do what was asked.
 
-    0 done · 1 run failed · 2 bad usage · 3 config invalid · 4 waiting · 5 cancelled · 6 limit · 7 timed out
-    8 owned by another, or finished already · 9 not found · 11 in doubt · 70 bug in flat · 130 interrupted
+0 done · 1 run failed · 2 bad usage · 3 config invalid · 4 waiting · 5 cancelled · 6 limit · 7 timed out
+8 owned by another, or finished already · 9 not found · 11 in doubt · 70 bug in flat · 130 interrupted
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def complain(message: str) -> None:
 
 
 def say(text: str = "", file: IO[str] | None = None) -> None:
-    """Text on standard output. A reader that has gone away ends nothing: a run goes on without its audience."""
+    """Text on standard output. A run goes on when its reader has gone away."""
     out = file or sys.stdout
     try:
         print(clean(text), file=out, flush=True)

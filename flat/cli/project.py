@@ -1,4 +1,4 @@
-"""`flat.toml`, the project file beside a machine: what to run, and which Python and which script belong to it.
+"""`flat.toml`, the project file beside a machine: what to run, and which Python belongs to it.
 
     [run]
     machine = "config/machine.yml"
@@ -77,7 +77,7 @@ def find_project(given: Path) -> Project:
 
 
 def _above(machine: Path, given: Path) -> Iterator[Path]:
-    """Where a project file may stand: beside the machine, and above it as far as the user's own words reach."""
+    """Where a project file may stand: beside the machine, and above it as far as the path given."""
     yield machine.parent
     if given.is_dir():
         yield from (folder for folder in machine.parent.parents if folder.is_relative_to(given))
@@ -93,8 +93,8 @@ def _project(machine: Path, file: Path, data: Mapping[str, Any]) -> Project:
         run = {}
     script = data.get("model", {}).get("script")
     return Project(
-        machine=machine, folder=file.parent, file=file, input=run.get("input", {}),
-        max_steps=run.get("max_steps"), max_agent_calls=run.get("max_agent_calls"), hooks=data.get("hooks", {}),
+        machine=machine, folder=file.parent, file=file, hooks=data.get("hooks", {}),
+        input=run.get("input", {}), max_steps=run.get("max_steps"), max_agent_calls=run.get("max_agent_calls"),
         script=file.parent / script if script else None,
     )  # fmt: skip
 
@@ -130,7 +130,9 @@ def _hook_problems(content: Mapping[str, Any], text: str, file: Path) -> Iterato
     for name, where in content.items():
         if not isinstance(where, str) or ":" not in where:
             hint = 'write "file.py:Class" or "module:Class"'
-            yield Problem("project", f'hooks "{name}" do not say where they are', _place(name, text, file), hint)
+            yield Problem(
+                "project", f'hooks "{name}" do not say where they are', _place(name, text, file), hint
+            )
 
 
 def _key_problems(

@@ -17,7 +17,7 @@ SHOWN = 5
 
 
 def store_url(given: str | None) -> str:
-    """The store's URL: as given, or from the environment, or the default. A folder that exists is a file store."""
+    """The store's URL, or the default. A folder that exists is a file store."""
     url = given or DEFAULT
     return f"file:{url}" if ":" not in url and Path(url).is_dir() else url
 

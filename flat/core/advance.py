@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from flat.core.effects import AwaitSignal, Effect, RunHook, Sleep, instance_of
-from flat.core.events import Cancelled, Done, Doubted, Event, Failed, Resumed, Spent, Started
+from flat.core.events import Cancelled, Done, Doubted, Event, Failed, Resumed, Spent, Started, Steered
 from flat.core.explain import explained
 from flat.core.failure import Failure, error_target
 from flat.core.hookref import HookRefs
@@ -59,6 +59,8 @@ def begin(
 
 def advance(program: Program, snapshot: Snapshot, event: Event) -> Advance:
     """The next snapshot, and what to do about it."""
+    if snapshot.status in FINISHED:
+        raise UnexpectedEvent(f'execution "{snapshot.execution_id}" is {snapshot.status}')
     if isinstance(event, ANSWERS):
         instance = snapshot.instances.get(instance_of(event.effect_id))
         if instance is None or event.effect_id not in instance.pending:
@@ -66,8 +68,6 @@ def advance(program: Program, snapshot: Snapshot, event: Event) -> Advance:
         turn = Turn(program, snapshot, instance, event.at)
         turn.answer(event)
         return turn.close()
-    if snapshot.status in FINISHED:
-        raise UnexpectedEvent(f'execution "{snapshot.execution_id}" is {snapshot.status}')
     if isinstance(event, Cancelled):
         return Advance(stopped(snapshot, "cancelled", event.reason, event.at), (), ())
     if isinstance(event, Doubted):
@@ -170,18 +170,19 @@ class Turn:
         if not self._op:
             self.enter(self.node)
             return
-        node = self.program.nodes.get(self.node)
-        at = node.index(self._op) if node else -1
-        if node is None or (at < 0 and self._op != ERROR_HOOK):
-            self.fail(Failure(type="IncompatibleSnapshot", message=f'the program has no op "{self.node}/{self._op}"'))
+        if not has_place(self.program, self.node, self._op):
+            self.fail_lost()
         elif self._op == ERROR_HOOK:
             self.apply(self.ask_error_hook(self.local))
         else:
-            self.run(node, at)
+            node = self.program.nodes[self.node]
+            self.run(node, node.index(self._op))
 
     def answer(self, event: Done | Failed) -> None:
         """Give the event to the op that asked, and go on."""
-        node = self.program.nodes[self.node]
+        if (node := self.program.nodes.get(self.node)) is None:
+            self.fail_lost()
+            return
         self.pending = tuple(p for p in self.pending if p != event.effect_id)
         if isinstance(event, Failed) and event.usage is not None:
             self.spend(event.usage)
@@ -189,6 +190,9 @@ class Turn:
             self.after_error_hook(event)
             return
         at = node.index(self._op)
+        if at < 0:
+            self.fail_lost()
+            return
         try:
             answer = node.ops[at].resume(self, event)
         except FlatError as error:
@@ -225,6 +229,11 @@ class Turn:
             elif isinstance(answer, Block):
                 self.block(answer)
                 return
+            elif isinstance(answer, Raise) and (target := self.caught(answer.failure)) is not None:
+                self.noted(answer.failure)
+                if not self.enter_quietly(target):
+                    return
+                node, at = self.program.nodes[self.node], 0
             elif self.apply(answer):
                 at += 1
             else:
@@ -243,6 +252,8 @@ class Turn:
         if isinstance(answer, Block):
             self.block(answer)
         elif isinstance(answer, Goto):
+            if not isinstance(answer.context, Unset):
+                self.context = answer.context
             self.enter(answer.target)
         elif isinstance(answer, End):
             self.end(answer.output)
@@ -312,12 +323,20 @@ class Turn:
         self.status, self.result = "done", output
         self.pending, self.local = (), None
 
+    def caught(self, failure: Failure) -> str | None:
+        """Where the node's `on_error` sends this failure."""
+        return error_target(failure, self.program.nodes[self.node].on_error)
+
+    def noted(self, failure: Failure) -> None:
+        """Tell the nodes to come what failed."""
+        self._scope = None
+        self.context = {**self.context, "last_error": failure.message, "last_error_type": failure.type}
+
     def raise_(self, failure: Failure) -> None:
         """An op failed: its node's error target, else the error hook, else the execution fails."""
         node = self.program.nodes[self.node]
-        self._scope = None
-        self.context = {**self.context, "last_error": failure.message, "last_error_type": failure.type}
-        if (target := error_target(failure, node.on_error)) is not None:
+        self.noted(failure)
+        if (target := self.caught(failure)) is not None:
             self.enter(target)
         elif node.error_steered and node.hooks:
             self._op = ERROR_HOOK
@@ -333,10 +352,18 @@ class Turn:
 
     def after_error_hook(self, event: Done | Failed) -> None:
         failure: Failure = self.local
-        if isinstance(event, Done) and event.value:
-            self.enter(str(event.value))
+        if isinstance(event, Failed):
+            self.fail(event.failure)
+            return
+        steered: Steered = event.value
+        self.context = steered.context
+        if steered.value:
+            self.enter(str(steered.value))
         else:
-            self.fail(event.failure if isinstance(event, Failed) else failure)
+            self.fail(failure)
+
+    def fail_lost(self) -> None:
+        self.fail(Failure(type="IncompatibleSnapshot", message=f'the program has no op "{self.node}/{self._op}"'))
 
     def fail(self, failure: Failure) -> None:
         self.status, self.failure = "failed", failure
@@ -358,6 +385,12 @@ class Turn:
             before.parent, before.depth, before.log_length,
         )  # fmt: skip
         return Advance(snapshot, self.effects, tuple(self.path))
+
+
+def has_place(program: Program, node: str, op: str) -> bool:
+    """Whether the program has what a cursor points at."""
+    found = program.nodes.get(node)
+    return found is not None and (op in ("", ERROR_HOOK) or found.index(op) >= 0)
 
 
 def machine_facts(program: Program, snapshot: Snapshot, node: str, step: int, spent: Spent) -> dict[str, Any]:

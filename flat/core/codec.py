@@ -78,15 +78,27 @@ def _changed_fields(record: Any) -> dict[str, Any]:
     return {
         f.name: value
         for f in fields(record)
-        if (value := getattr(record, f.name)) != f.default or f.default_factory is not f.default_factory
+        if (value := getattr(record, f.name)) != f.default
     }
 
 
-class Codec:
-    """Writes and reads values with a set of allowed types. `blobs` collects what the caller has to store."""
+@dataclass(frozen=True, slots=True)
+class Opaque:
+    """A stored value of a type that is not registered here: shown, and written back, as it is stored."""
 
-    def __init__(self, types: Types | None = None) -> None:
+    name: str
+    data: Any
+
+
+class Codec:
+    """Writes and reads values with a set of allowed types. `blobs` collects what the caller has to store.
+
+    An `opaque` codec reads types that it does not know as `Opaque`, for those who look and do not drive.
+    """
+
+    def __init__(self, types: Types | None = None, *, opaque: bool = False) -> None:
         self.types = types or CORE_TYPES
+        self.opaque = opaque
         self._known: dict[type, Callable[[Any, str, Blobs], Any]] = {
             str: _text, int: _integer, float: _number, bool: _same, type(None): _same,
         }
@@ -106,11 +118,9 @@ class Codec:
             return [self.plain(v, f"{path}[{i}]", blobs, depth + 1) for i, v in enumerate(value)]
         if (known := self.types.by_type.get(cls)) is not None:
             name, encode = known
-            return {"$": [name, self.plain(encode(value), path, blobs, depth + 1)]}
-        for base in cls.__mro__[1:-1]:
-            if base in self.types.by_type and base not in (tuple, set, frozenset, bytes):
-                name, encode = self.types.by_type[base]
-                return {"$": [name, self.plain(encode(value), path, blobs, depth + 1)]}
+            return {"$": [name, self.plain(encode(value), path, blobs, depth + 3)]}
+        if cls is Opaque:
+            return {"$": [value.name, value.data]}
         if isinstance(value, Mapping):
             return self._mapping(value, path, blobs, depth + 1)
         raise NotStorable(path, f"{cls.__module__}.{cls.__qualname__}", "store plain data, or register the type")
@@ -132,12 +142,14 @@ class Codec:
             tagged = data.get("$")
             if tagged is not None and len(data) == 1:
                 return self._tagged(tagged, blobs)
-            return {(k[1:] if k.startswith("$") else k): self.value(v, blobs) for k, v in data.items()}
+            return {_unescaped(k): self.value(v, blobs) for k, v in data.items()}
         if type(data) is list:
             return [self.value(v, blobs) for v in data]
         return data
 
     def _tagged(self, tagged: Any, blobs: Mapping[str, bytes]) -> Any:
+        if type(tagged) is not list or len(tagged) != 2:
+            raise IncompatibleSnapshot(f"a stored body is damaged: it holds the tag {tagged!r}")
         name, data = tagged
         if name == "blob":
             try:
@@ -149,10 +161,16 @@ class Codec:
         if name == "text":
             return bytes.fromhex(data).decode("utf-8", "surrogatepass")
         decode = self.types.by_name.get(name)
+        if decode is None and self.opaque:
+            return Opaque(name, data)
         if decode is None:
             known = ", ".join(sorted(self.types.by_name))
             raise IncompatibleSnapshot(f'stored data holds a "{name}", a type that is not registered here; known: {known}')
-        return decode(self.value(data, blobs))
+        inner = self.value(data, blobs)
+        try:
+            return decode(inner)
+        except Exception as error:
+            raise IncompatibleSnapshot(f'a stored "{name}" cannot be read any more: {error}') from error
 
     # -- snapshots ----------------------------------------------------------------
 
@@ -295,10 +313,12 @@ class Codec:
 
     @staticmethod
     def _keys(changes: dict[str, Any]) -> dict[str, Any]:
+        escaped = False
         for key in changes:
             if type(key) is not str or not (key.isascii() or _is_utf8(key)):
                 raise NotStorable(f"context key {key!r}", type(key).__name__, "keys of stored mappings are text")
-        return changes
+            escaped = escaped or key.startswith("$")
+        return {("$" + k if k.startswith("$") else k): v for k, v in changes.items()} if escaped else changes
 
     def applied(self, snapshot: Snapshot, body: bytes, blobs: Mapping[str, bytes]) -> Snapshot:
         """The snapshot with a delta applied."""
@@ -333,8 +353,9 @@ class Codec:
         context = old.context
         if "c" in data or "+" in data or "-" in data:
             context = {k: v for k, v in old.context.items() if k not in data.get("-", ())}
-            context.update((k, self.value(v, blobs)) for k, v in data.get("c", {}).items())
-            for key, items in data.get("+", {}).items():
+            context.update((_unescaped(k), self.value(v, blobs)) for k, v in data.get("c", {}).items())
+            for name, items in data.get("+", {}).items():
+                key = _unescaped(name)
                 context[key] = [*context[key], *self.value(items, blobs)]
         step = data["v"] if "v" in data else (steps if steps is not None and "s" in data else old.step)
         parent, children, suspended = data.get("k", (old.parent, old.children, old.suspended))
@@ -371,6 +392,10 @@ def kept_prefix(old: Sequence[Any], new: list[Any]) -> int | None:
     if kept <= len(new) and all(map(operator.is_, old, new)):
         return kept
     return None
+
+
+def _unescaped(key: str) -> str:
+    return key[1:] if key.startswith("$") else key
 
 
 def digest_of(data: bytes) -> str:

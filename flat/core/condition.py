@@ -11,6 +11,7 @@ constant) have closures of their own; the general ones are in `_compile`.
 
 from __future__ import annotations
 
+import difflib
 import operator
 from collections.abc import Callable, Collection, Mapping
 from typing import Any

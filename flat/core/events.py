@@ -33,6 +33,14 @@ class Done:
 
 
 @record
+class Steered:
+    """What a hook answered whose answer is not the context, as the value of a `Done`, and the context after it."""
+
+    value: Any
+    context: Mapping[str, Any]
+
+
+@record
 class Failed:
     """An effect failed."""
 

@@ -294,9 +294,11 @@ class _Parser:
         except ValueError:
             pass
         try:
-            return float(text)
+            if not text.replace("_", "").isdigit():
+                return float(text)
         except ValueError:
-            self.refuse(f"`{text}` is not a number", offset)
+            pass
+        self.refuse(f"`{text}` is not a number", offset)
 
     def string(self) -> str:
         """One string, or several side by side joined."""

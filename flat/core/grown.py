@@ -9,9 +9,8 @@ from typing import Any
 class Grown(list[Any]):
     """The items of an older list, with more behind them.
 
-    Only the identity of the older list is kept, not the list: a chain of references would keep every
-    intermediate list alive. That is sound as long as the list asked about is alive since before this one was
-    made, which holds for the snapshot that a delta is taken from.
+    The older list is kept, and lets go of the one before it: so two lists are alive and not a chain of them.
+    Its identity alone would not do, because another list may come to lie at the same address.
     """
 
     __slots__ = ("_base",)
@@ -19,11 +18,13 @@ class Grown(list[Any]):
     def __init__(self, base: list[Any], more: Iterable[Any]) -> None:
         super().__init__(base)
         self.extend(more)
-        self._base = id(base)
+        self._base: list[Any] | None = base
+        if type(base) is Grown:
+            base._base = None
 
     def grew_from(self, other: object) -> bool:
         """Whether `other` is the very list that this one continues."""
-        return id(other) == self._base
+        return other is self._base
 
     def __reduce__(self) -> tuple[type[list[Any]], tuple[list[Any]]]:
         return (list, (list(self),))

@@ -46,9 +46,10 @@ class Block:
 
 @record
 class Goto:
-    """Leave this node for another."""
+    """Leave this node for another, with this context where one is given."""
 
     target: str
+    context: Mapping[str, Any] | Unset = UNSET
 
 
 @record

@@ -70,10 +70,12 @@ def _text(template: Template, slot: _Slot, value: Any) -> str:
         raise template.error(message, slot.offset, "", slot.path) from error
 
 
-def plain_roots(source: str) -> tuple[_Slot, ...] | None:
-    """The paths of a plain template, in order, or None when it is not one."""
+def plain_names(source: str) -> dict[str, int] | None:
+    """The names that a plain template takes from the scope, and where; None when it is not plain."""
     pieces = _pieces(source)
-    return None if pieces is None else tuple(piece for piece in pieces if isinstance(piece, _Slot))
+    if pieces is None:
+        return None
+    return {piece.root: piece.offset for piece in reversed(pieces) if isinstance(piece, _Slot)}
 
 
 def too_long(template: Template) -> ExpressionError:

@@ -15,7 +15,7 @@ This module imports Jinja, and is imported by `flat.core.template` for the first
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +30,12 @@ from jinja2.utils import missing
 from flat.core import sandbox_binops
 from flat.core.budget import Budget
 from flat.core.operators import Refusal, describe
-from flat.core.plain_template import plain_roots, too_long, undefined
+from flat.core.plain_template import too_long, undefined
 from flat.core.sandbox_errors import first_offset, line_of, locate_undefined
 from flat.core.sandbox_filters import FILTERS, INNER_FILTERS, TESTS, budget_of
 from flat.core.sandbox_rewrite import NotAllowed, rewrite
 from flat.core.values import Reader, Scope
-from flat.errors import ExpressionError, did_you_mean
+from flat.errors import ExpressionError
 
 if TYPE_CHECKING:
     from flat.core.template import Template
@@ -79,8 +79,8 @@ class _Strict(StrictUndefined):
     ) -> None:
         super().__init__(hint, obj, name, exc or _used(obj, name))
 
-    def __bool__(self) -> bool:
-        """False, so that `{{ a or b }}` and `{% if a %}` ask whether something is there. Using it is still an error."""
+    def __bool__(self) -> bool:  # type: ignore[override]
+        """False, so that `{{ a or b }}` and `{% if a %}` ask whether it is there. Writing it is an error."""
         return False
 
 
@@ -330,15 +330,7 @@ class _Renderer:
         return line
 
 
-def check_names(template: Template, roots: Collection[str]) -> None:
-    """Refuse names that are neither given, nor set by the template, nor known to every template."""
-    slots = plain_roots(template.source)
-    if slots is not None:
-        used = {slot.root: slot.offset for slot in reversed(slots)}
-    else:
-        names = meta.find_undeclared_variables(_parse(template))
-        used = {name: first_offset(template.source, name) or 0 for name in names}
-    known = {*roots, "range", "dict"}
-    for name, offset in sorted(used.items(), key=lambda item: item[1]):
-        if name not in known:
-            raise template.error(f"`{name}` is not defined", offset, did_you_mean(name, roots), name)
+def names_used(template: Template) -> dict[str, int]:
+    """The names that a template takes from the scope, and where it first does."""
+    names = meta.find_undeclared_variables(_parse(template)) - {"range", "dict"}
+    return {name: first_offset(template.source, name) or 0 for name in names}

@@ -21,9 +21,9 @@ from functools import lru_cache
 from typing import Any, TypeAlias, overload
 
 from flat.core.limits import DEFAULT_LIMITS, Limits
-from flat.core.plain_template import compile_plain
+from flat.core.plain_template import compile_plain, plain_names
 from flat.core.values import Reader, Scope, path_reader
-from flat.errors import ExpressionError, Location
+from flat.errors import ExpressionError, Location, did_you_mean
 
 ROOTS = ("context", "input", "output")
 """What a bare path may begin with, besides the roots a template is given."""
@@ -77,9 +77,17 @@ class Template:
         """Compile now. With `roots`, also refuse names neither among them nor set by the template."""
         self._compiled()
         if roots is not None and self.is_jinja:
-            from flat.core.sandbox import check_names
+            self._check_names(roots)
 
-            check_names(self, roots)
+    def _check_names(self, roots: Collection[str]) -> None:
+        used = plain_names(self.source)
+        if used is None:
+            from flat.core.sandbox import names_used
+
+            used = names_used(self)
+        for name, offset in sorted(used.items(), key=lambda item: item[1]):
+            if name not in roots:
+                raise self.error(f"`{name}` is not defined", offset, did_you_mean(name, roots), name)
 
     @property
     def is_jinja(self) -> bool:

@@ -19,8 +19,12 @@ class Clock(Protocol):
     async def sleep_until(self, at: float) -> None: ...
 
     async def before(self, at: float, work: Callable[[], Awaitable[T]]) -> T:
-        """Do the work; cancel it and raise `TimeoutError` when it is not done at the given time."""
+        """Do the work; cancel it and raise `DeadlinePassed` when it is not done at the given time."""
         ...
+
+
+class DeadlinePassed(Exception):
+    """Work was cancelled because its time was over. No `TimeoutError`, which the work may raise itself."""
 
 
 class SystemClock:
@@ -34,5 +38,6 @@ class SystemClock:
             await anyio.sleep(min(left, 60.0))
 
     async def before(self, at: float, work: Callable[[], Awaitable[T]]) -> T:
-        with anyio.fail_after(max(0.0, at - time.time())):
+        with anyio.move_on_after(max(0.0, at - time.time())):
             return await work()
+        raise DeadlinePassed

@@ -5,59 +5,91 @@ in it are drafts: real lists and dicts that copy themselves a level at a time an
 touched. `settle` turns the result back into plain data in which everything untouched is the *same object*
 as before, and a list that was only appended to is a `Grown` list. So what a delta has to store is found by
 identity, and ten thousand old messages cost nothing when one is added.
+
+Other values that could be changed in place (sets, models) are copied, and the copy gives way to the original
+when it is equal to it. What user code brings along is copied into plain data, as it would be by a restart:
+a `defaultdict` becomes a dict.
 """
 
 from __future__ import annotations
 
 import copy
+import datetime
+import decimal
 import operator
+import pathlib
+import uuid
 from collections.abc import Iterator, Mapping
+from itertools import chain, repeat
 from typing import Any, SupportsIndex
 
 from flat.core.grown import Grown
 
-_CONTAINERS = frozenset({dict, list, Grown})
+_ATOMS = frozenset({
+    str, int, float, bool, type(None), bytes, datetime.datetime, datetime.date, datetime.time, datetime.timedelta,
+    decimal.Decimal, uuid.UUID, pathlib.PurePosixPath, pathlib.PureWindowsPath, type(pathlib.Path()),
+})  # fmt: skip
+"""Types whose values never change."""
+_NOTHING = object()
 
 
 def draft_of(context: Mapping[str, Any]) -> dict[str, Any]:
     """The context as a plain dict whose containers are drafts."""
     result = dict(context)
     for key, value in result.items():
-        if type(value) in _CONTAINERS:
-            result[key] = DraftDict(value) if type(value) is dict else DraftList(value)
+        if type(value) not in _ATOMS:
+            result[key] = draft(value)
     return result
 
 
-def settle(value: Any) -> Any:
-    """The value as plain data: drafts replaced by their originals where untouched, else by what they became.
-
-    Containers that user code brought along are copied: it may keep them and change them later, and what is
-    in a snapshot must not change.
-    """
+def draft(value: Any) -> Any:
+    """Something that user code may change without changing the value."""
     cls = type(value)
-    if cls is DraftDict or cls is DraftList:
-        return value.settled()
-    if cls is dict:
-        return {key: settle(item) for key, item in value.items()}
-    if cls is list:
-        return [settle(item) for item in value]
-    return value
-
-
-def settled_context(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What a hook returned, as the next context. The read-only `machine` facts are not part of it."""
-    return {
-        key: settle(value) if type(value) in _SETTLED else value for key, value in result.items() if key != "machine"
-    }
-
-
-def _wrap(value: Any) -> Any:
-    cls = type(value)
+    if cls in _ATOMS:
+        return value
     if cls is dict:
         return DraftDict(value)
     if cls is list or cls is Grown:
         return DraftList(value)
-    return value
+    return _copied(value)
+
+
+def settle(value: Any, before: Any = _NOTHING) -> Any:
+    """The value as plain data: drafts replaced by their originals where untouched, else by what they became.
+
+    Containers that user code brought along are copied: it may keep them and change them later, and what is
+    in a snapshot must not change. `before` is what the snapshot holds in this place.
+    """
+    cls = type(value)
+    if cls in _ATOMS:
+        return value
+    if cls is DraftDict or cls is DraftList:
+        return value.settled()
+    if isinstance(value, Mapping):
+        return {key: settle(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [settle(item) for item in value]
+    if cls is tuple:
+        old = before if type(before) is tuple and len(before) == len(value) else value
+        items = tuple(map(settle, value, old))
+        return old if all(map(operator.is_, items, old)) else items
+    return before if cls is type(before) and value == before else _copied(value)
+
+
+def settled_context(result: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """What a hook returned, as the context after `before`. The read-only `machine` facts are not part of it."""
+    return {
+        key: value if type(value) in _ATOMS else settle(value, before.get(key, _NOTHING))
+        for key, value in result.items()
+        if key != "machine"
+    }
+
+
+def _copied(value: Any) -> Any:
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # what cannot be copied cannot be stored either, and the write says so with its path
+        return value
 
 
 class DraftDict(dict[str, Any]):
@@ -74,8 +106,8 @@ class DraftDict(dict[str, Any]):
         if not self._opened:
             self._opened = True
             for key, value in dict.items(self):
-                if type(value) in _CONTAINERS:
-                    dict.__setitem__(self, key, _wrap(value))
+                if type(value) not in _ATOMS:
+                    dict.__setitem__(self, key, draft(value))
 
     def __getitem__(self, key: str) -> Any:
         self._open()
@@ -99,12 +131,21 @@ class DraftDict(dict[str, Any]):
     def copy(self) -> dict[str, Any]:
         return dict(self.items())
 
+    __copy__ = copy
+
+    def __or__(self, other: Any) -> Any:
+        return self.copy() | other
+
+    def __ror__(self, other: Any) -> Any:
+        return other | self.copy()
+
     def __setitem__(self, key: str, value: Any) -> None:
         self._open()
         self._touched = True
         dict.__setitem__(self, key, value)
 
     def __delitem__(self, key: str) -> None:
+        self._open()
         self._touched = True
         dict.__delitem__(self, key)
 
@@ -137,11 +178,12 @@ class DraftDict(dict[str, Any]):
         dict.clear(self)
 
     def settled(self) -> dict[str, Any]:
+        base = self._base
         if not self._opened and not self._touched:
-            return self._base
-        result = {key: settle(value) for key, value in dict.items(self)}
-        if not self._touched and all(result[key] is value for key, value in self._base.items()):
-            return self._base
+            return base
+        result = {key: settle(value, base.get(key, _NOTHING)) for key, value in dict.items(self)}
+        if not self._touched and all(result[key] is value for key, value in base.items()):
+            return base
         return result
 
     def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
@@ -163,9 +205,11 @@ class DraftList(list[Any]):
     def _open(self) -> None:
         if not self._opened:
             self._opened = True
-            for i, value in enumerate(list.__iter__(self)):
-                if type(value) in _CONTAINERS:
-                    list.__setitem__(self, i, _wrap(value))
+            # What was appended belongs to the user's code, which may hold on to it.
+            for i in range(len(self._base)):
+                value = list.__getitem__(self, i)
+                if type(value) not in _ATOMS:
+                    list.__setitem__(self, i, draft(value))
 
     def _rewrite(self) -> None:
         self._open()
@@ -174,7 +218,7 @@ class DraftList(list[Any]):
     def __getitem__(self, index: Any) -> Any:
         if not self._opened and type(index) is int:
             value = list.__getitem__(self, index)
-            if type(value) not in _CONTAINERS:
+            if type(value) in _ATOMS:
                 return value
         self._open()
         return list.__getitem__(self, index)
@@ -189,6 +233,19 @@ class DraftList(list[Any]):
 
     def copy(self) -> list[Any]:
         return list(iter(self))
+
+    __copy__ = copy
+
+    def __add__(self, other: Any) -> Any:
+        return self.copy() + other
+
+    def __radd__(self, other: Any) -> Any:
+        return other + self.copy()
+
+    def __mul__(self, n: SupportsIndex) -> list[Any]:
+        return self.copy() * n
+
+    __rmul__ = __mul__
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self._rewrite()
@@ -229,15 +286,14 @@ class DraftList(list[Any]):
     def settled(self) -> list[Any]:
         base = self._base
         kept = len(base)
-        if self._opened:
-            items = [settle(value) for value in list.__iter__(self)]
-            same = not self._rewritten and all(map(operator.is_, base, items))
-        else:
-            items, same = [settle(value) for value in list.__getitem__(self, slice(kept, None))], True
-            if not items:
-                return base
-            return Grown(base, items)
-        if not same:
+        # Comparing finds what was moved without our methods, as `heapq` does; equal lists are equal by identity here.
+        if not self._opened and list.__getitem__(self, slice(kept)) == base:
+            more = [settle(value) for value in list.__getitem__(self, slice(kept, None))]
+            return Grown(base, more) if more else base
+        if self._rewritten:
+            return [settle(value) for value in list.__iter__(self)]
+        items = [settle(value, old) for value, old in zip(list.__iter__(self), chain(base, repeat(_NOTHING)), strict=False)]
+        if len(items) < kept or not all(map(operator.is_, base, items)):
             return items
         return base if len(items) == kept else Grown(base, items[kept:])
 
@@ -247,5 +303,3 @@ class DraftList(list[Any]):
     def __reduce__(self) -> Any:
         return (list, (self.settled(),))
 
-
-_SETTLED = frozenset({DraftDict, DraftList, dict, list})

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import anyio
+
 from flat.backends.protocols import Birth, CheckpointStore, Commit, Execution, Head, Lease, Owner, Stored
 from flat.core.codec import Codec
 from flat.core.effects import AwaitSignal, Effect
@@ -34,10 +36,11 @@ class Keeper:
     stored: Snapshot
     since_base: int = 0
     base_at: int = BASE_AFTER
+    released: bool = False
 
     async def keep(
         self, snapshot: Snapshot, effects: Sequence[Effect] = (), *, consume: tuple[str, ...] = (),
-        log: Sequence[bytes] = (),
+        log: Sequence[bytes] = (), release: bool = False,
     ) -> None:  # fmt: skip
         """Store the snapshot. When this returns, it is as durable as the store promises."""
         if snapshot is self.stored and not consume:
@@ -48,16 +51,17 @@ class Keeper:
         if self.since_base >= self.base_at:
             body, blobs, base = self._base_if_small(snapshot, body, blobs)
         head = None
-        if snapshot.status != self.stored.status:
+        if snapshot.status != self.stored.status or snapshot.status == "waiting":
             head = head_of(snapshot, effects)
         await self.store.commit(
             Commit(
                 lease=self.lease, seq=self.seq + 1, at=snapshot.at, body=body, base=base, head=head, log=log,
-                blobs=blobs, consume=consume,
+                blobs=blobs, consume=consume, release=release,
             )
         )  # fmt: skip
         self.seq += 1
         self.stored = snapshot
+        self.released = release
 
     def _base_if_small(
         self, snapshot: Snapshot, delta: bytes, blobs: dict[str, bytes]
@@ -78,7 +82,9 @@ class Keeper:
         return self.stored
 
     async def release(self) -> None:
-        await self.store.release(self.lease)
+        """Give the lease back, unless the last commit did."""
+        if not self.released:
+            await self.store.release(self.lease)
 
 
 def head_of(snapshot: Snapshot, effects: Sequence[Effect]) -> Head:
@@ -110,10 +116,15 @@ async def take_up(
 ) -> Keeper:
     """Own a stored execution and read its newest snapshot."""
     lease = await store.acquire(execution_id, owner, now=now, ttl=ttl)
-    stored = await store.load(execution_id)
-    if stored is None:
-        raise ExecutionNotFound(execution_id)
-    snapshot = await rebuilt(store, codec, stored)
+    try:
+        stored = await store.load(execution_id)
+        if stored is None:
+            raise ExecutionNotFound(execution_id)
+        snapshot = await rebuilt(store, codec, stored)
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await store.release(lease)
+        raise
     keeper = Keeper(store, codec, lease, stored.bodies[-1][0], snapshot)
     keeper.since_base = sum(len(body) for _, body in stored.bodies[1:])
     keeper.base_at = max(BASE_AFTER, keeper.since_base * 2) if keeper.since_base > BASE_AFTER else BASE_AFTER

@@ -17,14 +17,15 @@ import anyio
 from flat.backends.protocols import Signal
 from flat.core.advance import Advance, advance
 from flat.core.effects import AwaitSignal, CallAgent, Effect, RunAction, RunHook, RunTool, Sleep, StartChild
-from flat.core.events import Cancelled, Done, Doubted, Event, Failed, Resumed, Spent, Started
+from flat.core.events import Cancelled, Done, Doubted, Event, Failed, Reply, Resumed, Spent, Started, Steered
 from flat.core.failure import Failure
 from flat.core.program import Program
-from flat.core.snapshot import Snapshot
+from flat.core.snapshot import FINISHED, Snapshot
 from flat.drivers.clock import Clock
+from flat.drivers.draft import settle
 from flat.drivers.keeper import Keeper
 from flat.drivers.perform import Performer
-from flat.errors import BindingError
+from flat.errors import BindingError, SignalGone
 from flat.hooks import Notice, Observers
 
 Verifier = Callable[..., Any]
@@ -103,6 +104,8 @@ class Drive:
         if self.keeper is not None:
             self.snapshot = await self.keeper.refresh()
         assert self.snapshot is not None
+        if self.snapshot.status in FINISHED:
+            return self.snapshot
         last = advance(self.program, self.snapshot, Cancelled(self.clock.now(), self._cancel_reason or ""))
         await self._keep(last)
         return self._stopped(last)
@@ -168,8 +171,11 @@ class Drive:
         if self.keeper is not None:
             for signal in await self.keeper.store.signals(effect.channel, limit=1):
                 taken = advance(self.program, step.snapshot, Done(effect.id, self.decode(signal.body), now))
-                await self._keep(taken, signal)
-                return taken
+                try:
+                    await self._keep(taken, signal)
+                except SignalGone:  # another execution that waits on the channel was faster
+                    return step._replace(path=())
+                return taken._replace(path=())  # told when it was kept
         if effect.deadline is not None and now >= effect.deadline:
             failure = Failure(type="TimeoutError", message=f'no signal on "{effect.channel}" in time')
             return advance(self.program, step.snapshot, Failed(effect.id, failure, now))
@@ -179,9 +185,10 @@ class Drive:
         """Perform an effect and tell the observers about it."""
         if not self.observers:
             return await self.performer.perform(effect, snapshot)
-        self._notice("perform", snapshot, effect.node, effect_id=effect.id, what=what_of(effect), effect=effect.kind)
-        event = await self.performer.perform(effect, snapshot)
         facts: dict[str, Any] = {"effect_id": effect.id, "what": what_of(effect), "effect": effect.kind}
+        until = {"until": effect.until} if isinstance(effect, Sleep) else {}
+        self._notice("perform", snapshot, effect.node, **facts, **until)
+        event = await self.performer.perform(effect, snapshot)
         if isinstance(event, Failed):
             facts |= {"type": event.failure.type, "message": event.failure.detail or event.failure.message}
         elif isinstance(spent := getattr(event.value, "spent", None), Spent):
@@ -192,10 +199,12 @@ class Drive:
     # -- keeping and telling -------------------------------------------------------------
 
     async def _keep(self, step: Advance, signal: Signal | None = None) -> None:
-        """Store what an event led to, then tell whoever watches."""
+        """Store what an event led to, then tell whoever watches. A run that is over gives its lease back with that."""
+        if step.snapshot is self.snapshot:
+            return
         if self.keeper is not None:
             consume = () if signal is None else (signal.signal_id,)
-            await self.keeper.keep(step.snapshot, step.effects, consume=consume)
+            await self.keeper.keep(step.snapshot, step.effects, consume=consume, release=not step.effects)
         self.snapshot = step.snapshot
         if step.path:
             if self.tell_hooks is not None:
@@ -229,12 +238,14 @@ class Drive:
             self._notice("in_doubt", step.snapshot, effect.node, what=entry.what, policy=entry.policy, effect=entry.kind)
         if asked:
             return advance(self.program, step.snapshot, Doubted(asked, self.clock.now()))
-        effects = step.effects
         for effect in doubtful:
+            if effect.id not in step.snapshot.pending:
+                continue  # what became of another one has taken the instance elsewhere
             event = await self._verdict(effect, step.snapshot)
             if event is not None:
                 then = advance(self.program, step.snapshot, event)
-                effects = (*(e for e in effects if e.id != effect.id), *then.effects)
+                pending = frozenset(then.snapshot.pending)
+                effects = (*(e for e in step.effects if e.id in pending), *then.effects)
                 step = Advance(then.snapshot, effects, step.path + then.path)
         return step
 
@@ -243,7 +254,7 @@ class Drive:
         policy = effect.in_doubt
         if effect.id in self.decisions:
             decided = self.decisions[effect.id]
-            return None if decided is RETRY else Done(effect.id, decided, self.clock.now())
+            return None if decided is RETRY else self._decided(effect, decided)
         if policy == "fail":
             message = f"{what_of(effect)} may have happened before the process died; its policy is to fail"
             return Failed(effect.id, Failure(type="InDoubt", message=message), self.clock.now())
@@ -256,7 +267,21 @@ class Drive:
         result = verifier(f"{snapshot.execution_id}/{effect.id}", effect)
         if hasattr(result, "__await__"):
             result = await result
-        return None if result is None else Done(effect.id, result, self.clock.now())
+        return None if result is None or result is False else self._decided(effect, result)
+
+    def _decided(self, effect: Effect, value: Any) -> Done | Failed:
+        """The event for an effect whose answer was told by somebody else; True: it happened, and left no value."""
+        answer: Any = settle(value)
+        if isinstance(effect, CallAgent):
+            answer = Reply(payload={} if value is True else answer)
+        elif isinstance(effect, RunHook) and effect.point not in ("machine_start", "state_enter"):
+            answer = Steered(None if value is True else answer, effect.context)
+        elif isinstance(effect, RunAction | RunHook) and value is True:
+            answer = effect.context
+        elif isinstance(effect, RunAction | RunHook) and not isinstance(value, Mapping):
+            message = f"{what_of(effect)} answers with the context, not with {type(value).__name__}"
+            return Failed(effect.id, Failure(type="TypeError", message=message), self.clock.now())
+        return Done(effect.id, answer, self.clock.now())
 
 
 def what_of(effect: Effect) -> str:

@@ -11,13 +11,13 @@ from flat.agents.protocol import Agent, AgentRequest, AgentResult
 from flat.agents.protocol import Usage as AgentUsage
 from flat.core.advance import machine_facts
 from flat.core.effects import AwaitSignal, CallAgent, Effect, RunAction, RunHook, Sleep
-from flat.core.events import Done, Failed, Reply, Spent
+from flat.core.events import Done, Failed, Reply, Spent, Steered
 from flat.core.failure import Failure, failure_of
 from flat.core.hookref import HookRefs
 from flat.core.program import Program
 from flat.core.snapshot import Snapshot
-from flat.drivers.clock import Clock
-from flat.drivers.draft import draft_of, settle, settled_context
+from flat.drivers.clock import Clock, DeadlinePassed
+from flat.drivers.draft import draft, draft_of, settle, settled_context
 from flat.errors import ActionFailed, BindingError, DeadlineExceeded, ExecutionError, HookFailed
 from flat.hooks import action_takes_state
 from flat.hooks.base import POINTS
@@ -53,6 +53,9 @@ class Facts(Mapping[str, Any]):
 
     def __setitem__(self, key: str, value: Any) -> None:
         raise TypeError("context.machine is read-only")
+
+    def __reduce__(self) -> Any:
+        return (dict, (self._open(),))
 
 
 @dataclass
@@ -96,9 +99,7 @@ class Performer:
     async def _before_deadline(self, effect: Effect, deadline: float, snapshot: Snapshot) -> Any:
         try:
             return await self.clock.before(deadline, lambda: self._other(effect, snapshot))
-        except TimeoutError:
-            if self.clock.now() < deadline:
-                raise
+        except DeadlinePassed:
             limit = self.program.nodes[effect.node].timeout
             raise DeadlineExceeded(f"not done within {limit:g} s", type="TimeoutError") from None
 
@@ -132,7 +133,7 @@ class Performer:
         result = call(effect.node, effect.action, context) if takes_state else call(effect.action, context)
         if result.__class__ is not dict and inspect.isawaitable(result):
             result = await result
-        return _as_context(result, context, f'action "{effect.action}"')
+        return _as_context(result, context, effect.context, f'action "{effect.action}"')
 
     async def _hook(self, effect: RunHook, snapshot: Snapshot) -> Any:
         hooks, point, context = self.hooks(effect.hooks), effect.point, self._context(effect, snapshot)
@@ -140,11 +141,11 @@ class Performer:
         if point == "machine_start":
             result = method(context)
         elif point == "machine_end":
-            result = method(context, effect.arguments["output"])
+            result = method(context, draft(effect.arguments["output"]))
         elif point == "state_enter":
             result = method(effect.node, context)
         elif point == "state_exit":
-            result = method(effect.node, context, effect.arguments["output"])
+            result = method(effect.node, context, draft(effect.arguments["output"]))
         elif point == "transition":
             result = method(effect.node, effect.arguments["to"], context)
         else:
@@ -152,8 +153,8 @@ class Performer:
         if inspect.isawaitable(result):
             result = await result
         if point in ("machine_start", "state_enter"):
-            return _as_context(result, context, f"hook {POINTS[point]}")
-        return settle(result)
+            return _as_context(result, context, effect.context, f"hook {POINTS[point]}")
+        return Steered(settle(result), settled_context(context, effect.context))
 
     # -- agents --------------------------------------------------------------------
 
@@ -164,7 +165,7 @@ class Performer:
         on_token = self.on_token
         result = await agent.call(
             AgentRequest(
-                input=effect.input,
+                input=draft_of(effect.input),
                 context=self._context(effect, snapshot),
                 session_id=effect.session_id,
                 idempotency_key=f"{snapshot.execution_id}/{effect.id}",
@@ -202,7 +203,7 @@ def _spent_on(error: BaseException) -> Spent | None:
     return spent_of(usage) if isinstance(usage, AgentUsage) else None
 
 
-def _as_context(result: Any, given: dict[str, Any], what: str) -> dict[str, Any]:
+def _as_context(result: Any, given: dict[str, Any], before: Mapping[str, Any], what: str) -> dict[str, Any]:
     if result is None:
         result = given
     if not isinstance(result, Mapping):
@@ -210,7 +211,7 @@ def _as_context(result: Any, given: dict[str, Any], what: str) -> dict[str, Any]
             f"{what} returned {type(result).__name__}; return the context (a mapping), or nothing to keep it",
             type="TypeError",
         )
-    return settled_context(result)
+    return settled_context(result, before)
 
 
 def _as_exception(failure: Failure) -> Exception:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +28,11 @@ log = logging.getLogger("flat")
 MakeAgent = Callable[[str, Mapping[str, Any]], Agent]
 
 
-def litellm_agent(name: str, config: Mapping[str, Any]) -> Agent:
-    """An agent from its plain configuration, on litellm. Nothing heavy is imported before this is called."""
+def litellm_agent(name: str, config: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Agent:
+    """An agent from its plain configuration, on litellm. Nothing heavy is imported before this is called.
+
+    `overrides` are model settings that win over every profile.
+    """
     from flat.agents.bundle import build_agent
 
     places = config.get("places") or {}
@@ -36,7 +40,10 @@ def litellm_agent(name: str, config: Mapping[str, Any]) -> Agent:
     def locate(path: tuple[str, ...]) -> Location | None:
         return Location(*places[path[0]]) if path and path[0] in places else None
 
-    return build_agent(config["config"], catalogue=config["catalogue"], name=config["name"] or name, locate=locate)
+    return build_agent(
+        config["config"], catalogue=config["catalogue"], name=config["name"] or name, locate=locate,
+        compat=config["compat"],
+    )  # fmt: skip
 
 
 @dataclass
@@ -173,6 +180,7 @@ def hooks_from_module(spec: str, directory: Path) -> Any:
         assert specification is not None
         assert specification.loader is not None
         loaded = importlib.util.module_from_spec(specification)
+        sys.modules.setdefault(path.stem, loaded)  # dataclasses and the like look their module up
         specification.loader.exec_module(loaded)
     else:
         loaded = importlib.import_module(module)

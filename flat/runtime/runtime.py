@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,20 +19,27 @@ from anyio.abc import TaskGroup
 from flat.backends import open_store
 from flat.backends.liveness import this_process
 from flat.backends.protocols import CheckpointStore, Execution, Owner, Signal
-from flat.core.advance import begin, stopped
+from flat.core.advance import begin, has_place, stopped
+from flat.bindings import standard_types
 from flat.core.codec import Codec
 from flat.core.events import Resumed, Spent, Started
-from flat.core.failure import Failure
+from flat.core.failure import Failure, failure_of
 from flat.core.snapshot import FINISHED, Snapshot
 from flat.drivers.clock import Clock, SystemClock
+from flat.drivers.draft import settle
 from flat.drivers.keeper import Keeper, collect_blobs, create, rebuilt, take_up
 from flat.drivers.local import Drive, InDoubt
 from flat.drivers.perform import Performer
-from flat.errors import ExecutionBusy, ExecutionError, ExecutionNotFound, IncompatibleSnapshot
+from flat.errors import BackendError, ExecutionBusy, ExecutionError, ExecutionNotFound, IncompatibleSnapshot
 from flat.hooks import Observer, Observers
 from flat.runtime.machine import HooksOfRun, Machine, config_text, program_of
 
 LEASE_SECONDS = 30.0
+CANCEL_SECONDS = 1.0
+"""How often to look whether another process wants an execution of ours to stop."""
+log = logging.getLogger("flat")
+LOOKING = Codec(standard_types(), opaque=True)
+"""Reads what is stored without the types of the machine it belongs to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +95,7 @@ class Runtime:
         self._store: CheckpointStore | None = None
         self.owner: Owner = this_process()
         self._driving: dict[str, Drive] = {}
+        self._claims: set[str] = set()
         self._watched = Observers(self.observers)
         self._heart: TaskGroup | None = None
 
@@ -114,12 +124,22 @@ class Runtime:
     async def _beat(self) -> None:
         """Keep the leases, and hear of requests to cancel, while the runtime is open."""
         assert self._store is not None
+        pause = min(self.lease_seconds / 3, CANCEL_SECONDS)
+        beaten = 0.0
         while True:
-            await anyio.sleep(self.lease_seconds / 3)
+            await anyio.sleep(pause)
             if not self._driving:
                 continue
-            await self._store.heartbeat(self.owner, now=self.clock.now(), ttl=self.lease_seconds)
-            for execution_id in await self._store.cancel_requested(self.owner.owner):
+            try:
+                if (now := self.clock.now()) - beaten >= self.lease_seconds / 3:
+                    await self._store.heartbeat(self.owner, now=now, ttl=self.lease_seconds)
+                    beaten = now
+                requested = await self._store.cancel_requested(self.owner.owner)
+            except (BackendError, OSError) as error:
+                # The next beat may succeed; if none does, the lease ends and the next commit is refused.
+                log.warning("the store could not be reached to keep the leases: %s", error)
+                continue
+            for execution_id in requested:
                 if (drive := self._driving.get(execution_id)) is not None:
                     drive.cancel("requested")
 
@@ -139,22 +159,24 @@ class Runtime:
         execution_id = execution_id or str(uuid.uuid4())
         hooks = HooksOfRun(machine)
         limits = hooks.program.limits
-        event = Started(dict(input or {}), self.clock.now())
+        event = Started(settle(input or {}), self.clock.now())
         snapshot = begin(
             hooks.program, execution_id, event,
             max_steps=limits.max_steps if max_steps is None else max_steps,
             max_agent_calls=limits.max_agent_calls if max_agent_calls is None else max_agent_calls,
         )  # fmt: skip
         codec = Codec(machine.bindings.types)
-        keeper: Keeper | None = None
-        if self._store is not None:
-            await self._store.put_config(hooks.program.digest, config_text(machine))
-            keeper = await create(self._store, codec, hooks.program, snapshot, self.owner, ttl=self.lease_seconds)
-            if keeper is None:
-                raise ExecutionBusy(execution_id, hint="an execution with this id exists already; resume it")
-        drive = self._drive(machine, hooks, keeper)
-        await hooks.tell_lifecycle("machine_start", snapshot)
-        return await self._run(drive, hooks, drive.start(snapshot, event))
+        with self._claimed(execution_id):
+            keeper: Keeper | None = None
+            if self._store is not None:
+                await self._store.put_config(hooks.program.digest, config_text(machine))
+                keeper = await create(self._store, codec, hooks.program, snapshot, self.owner, ttl=self.lease_seconds)
+                if keeper is None:
+                    raise ExecutionBusy(execution_id, hint="an execution with this id exists already; resume it")
+            async with self._driven(machine, hooks, keeper) as drive:
+                await hooks.tell_lifecycle("machine_start", snapshot)
+                last = await drive.start(snapshot, event)
+            return await self._ended(drive, hooks, last)
 
     async def resume(
         self, execution_id: str, machine: Machine | None = None, *, max_steps: int | None = None,
@@ -167,54 +189,68 @@ class Runtime:
         unless `adopt` is set and it still has the place where the execution stands.
         """
         store = self.opened()
-        if execution_id in self._driving:
+        with self._claimed(execution_id):
+            execution = await store.get(execution_id)
+            if execution is None:
+                raise ExecutionNotFound(execution_id)
+            machine = await self._machine_for(execution, machine, adopt)
+            codec = Codec(machine.bindings.types)
+            if execution.status in FINISHED:
+                return _outcome(await self._stored(execution_id, codec))
+            hooks = HooksOfRun(machine)
+            now = self.clock.now()
+            keeper = await take_up(store, codec, execution_id, self.owner, now=now, ttl=self.lease_seconds)
+            async with self._driven(machine, hooks, keeper) as drive:
+                snapshot = keeper.stored
+                if snapshot.status in FINISHED:  # by the owner before us, since we looked
+                    return _outcome(snapshot)
+                _refuse_lost_cursor(hooks, snapshot)
+                drive.decisions = dict(decisions or {})
+                last = await drive.resume(snapshot, Resumed(now, max_steps, max_agent_calls))
+            return await self._ended(drive, hooks, last)
+
+    @contextmanager
+    def _claimed(self, execution_id: str) -> Iterator[None]:
+        """Within one process the lease does not tell one driver from another: this does."""
+        if execution_id in self._claims:
             raise ExecutionBusy(execution_id, "this very process")
-        stored = await store.load(execution_id)
-        if stored is None:
-            raise ExecutionNotFound(execution_id)
-        machine = await self._machine_for(stored.execution, machine, adopt)
+        self._claims.add(execution_id)
+        try:
+            yield
+        finally:
+            self._claims.remove(execution_id)
+
+    @asynccontextmanager
+    async def _driven(self, machine: Machine, hooks: HooksOfRun, keeper: Keeper | None) -> AsyncIterator[Drive]:
+        """A drive that can be found and cancelled; at the end the lease is given back."""
         codec = Codec(machine.bindings.types)
-        snapshot = await rebuilt(store, codec, stored)
-        if snapshot.status in FINISHED:
-            return _outcome(snapshot)
-        hooks = HooksOfRun(machine)
-        if adopt:
-            _refuse_lost_cursor(hooks, snapshot)
-        now = self.clock.now()
-        keeper = await take_up(store, codec, execution_id, self.owner, now=now, ttl=self.lease_seconds)
-        drive = self._drive(machine, hooks, keeper)
-        drive.decisions = dict(decisions or {})
-        event = Resumed(now, max_steps, max_agent_calls)
-        return await self._run(drive, hooks, drive.resume(keeper.stored, event))
-
-    def _drive(self, machine: Machine, hooks: HooksOfRun, keeper: Keeper | None) -> Drive:
         performer = Performer(hooks.program, hooks.get, machine.agent, self.clock, self.on_token)
-        return Drive(
+        drive = Drive(
             hooks.program, performer, self.clock, keeper, self._watched, machine.bindings.verifiers,
-            tell_hooks=hooks.tell if hooks.watching else None, decode=orjson.loads,
+            tell_hooks=hooks.tell if hooks.watching else None,
+            decode=lambda body: codec.value(orjson.loads(body), {}),
         )  # fmt: skip
-
-    async def _run(self, drive: Drive, hooks: HooksOfRun, driving: Any) -> Outcome:
-        keeper = drive.keeper
         key = keeper.lease.execution_id if keeper is not None else str(id(drive))
         self._driving[key] = drive
         try:
-            snapshot = await driving
+            yield drive
         finally:
             del self._driving[key]
             if keeper is not None:
                 with anyio.CancelScope(shield=True):
                     await keeper.release()
+
+    async def _ended(self, drive: Drive, hooks: HooksOfRun, snapshot: Snapshot) -> Outcome:
         if snapshot.status in FINISHED:
             await hooks.tell_lifecycle("machine_end", snapshot)
         return _outcome(snapshot, drive)
 
     async def _machine_for(self, execution: Execution, machine: Machine | None, adopt: bool) -> Machine:
         """The machine to resume with: the given one if its program is the stored one, else the stored program."""
-        machine = machine or self.machines.get(execution.name)
-        if machine is not None and machine.program.digest == execution.program:
-            return machine
-        if machine is not None and adopt:
+        registered = self.machines.get(execution.name)
+        if adopt and machine is None:
+            machine = registered
+        if machine is not None and (adopt or machine.program.digest == execution.program):
             return machine
         if machine is not None:
             raise IncompatibleSnapshot(
@@ -225,7 +261,7 @@ class Runtime:
         if text is None:
             raise IncompatibleSnapshot(f'the program of execution "{execution.execution_id}" is not in this store')
         program, origin = program_of(text)
-        return Machine(program, origin=origin)
+        return Machine(program, origin=origin) if registered is None else replace(registered, program=program)
 
     # -- from outside --------------------------------------------------------------------
 
@@ -240,14 +276,19 @@ class Runtime:
             raise ExecutionNotFound(execution_id)
         if execution.status in FINISHED:
             return False
+        now = self.clock.now()
         try:
-            keeper = await take_up(
-                store, Codec(), execution_id, self.owner, now=self.clock.now(), ttl=self.lease_seconds
-            )
+            with self._claimed(execution_id):
+                keeper = await take_up(store, LOOKING, execution_id, self.owner, now=now, ttl=self.lease_seconds)
+                try:
+                    if keeper.stored.status in FINISHED:
+                        return False
+                    await keeper.keep(stopped(keeper.stored, "cancelled", reason, now))
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await keeper.release()
         except ExecutionBusy:
             return await store.request_cancel(execution_id)
-        await keeper.keep(stopped(keeper.stored, "cancelled", reason, self.clock.now()))
-        await keeper.release()
         return True
 
     async def signal(self, channel: str, data: Any = None, *, signal_id: str | None = None) -> str:
@@ -261,15 +302,18 @@ class Runtime:
 
     async def inspect(self, execution_id: str, *, at: int | None = None) -> Snapshot:
         """The snapshot of an execution, the newest or the one at commit number `at`. Runs none of its code."""
+        return await self._stored(execution_id, LOOKING, at)
+
+    async def _stored(self, execution_id: str, codec: Codec, at: int | None = None) -> Snapshot:
         store = self.opened()
         stored = await store.load(execution_id, at=at)
         if stored is None:
             raise ExecutionNotFound(execution_id)
-        return await rebuilt(store, Codec(), stored)
+        return await rebuilt(store, codec, stored)
 
     async def snapshots(self, execution_id: str) -> Sequence[tuple[int, Snapshot]]:
         """Every snapshot that was stored, with its commit number, oldest first."""
-        store, codec = self.opened(), Codec()
+        store, codec = self.opened(), LOOKING
         found: deque[tuple[int, Snapshot]] = deque()
         blobs: dict[str, bytes] = {}
         for seq, base, body in await store.bodies(execution_id):
@@ -295,19 +339,19 @@ class Runtime:
 
 def _refuse_lost_cursor(hooks: HooksOfRun, snapshot: Snapshot) -> None:
     for instance in snapshot.instances.values():
-        node = hooks.program.nodes.get(instance.node)
-        if node is None or (instance.op and node.index(instance.op) < 0):
+        if not has_place(hooks.program, instance.node, instance.op):
             raise IncompatibleSnapshot(
-                f'the new program has no "{instance.node}/{instance.op}", where execution '
+                f'the program, with the hooks given now, has no "{instance.node}/{instance.op}", where execution '
                 f'"{snapshot.execution_id}" stands'
             )
 
 
 def _outcome(snapshot: Snapshot, drive: Drive | None = None) -> Outcome:
     root = snapshot.root
+    error = drive.performer.last_error if drive else None
     return Outcome(
         execution_id=snapshot.execution_id, status=snapshot.status, output=snapshot.output, failure=snapshot.failure,
         reason=snapshot.reason, steps=snapshot.steps, spent=snapshot.spent, context=root.context, node=root.node,
         waiting_on=drive.waiting_on if drive else (), in_doubt=tuple(drive.in_doubt) if drive else (),
-        cause=drive.performer.last_error if drive else None,
+        cause=error if error is not None and failure_of(error) == snapshot.failure else None,
     )  # fmt: skip

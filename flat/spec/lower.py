@@ -206,6 +206,7 @@ def agent_config(agent: AgentSource, source: MachineSource) -> dict[str, Any]:
         "config": {k: v for k, v in config.items() if v is not None},
         "metadata": dict(agent.metadata),
         "places": places,
+        "compat": source.compat,
         "catalogue": None
         if catalogue is None
         else {

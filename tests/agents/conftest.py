@@ -55,15 +55,3 @@ def agent_on() -> MakeAgent:
         return build_agent({"model": profile, "user": "Say {{ input.word }}", **data}, name="tester")
 
     return make
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    # All are litellm's own: a `ReadOnly` in a TypedDict, about which pydantic warns at the first streamed answer;
-    # copying of every chunk through attributes that pydantic has deprecated; and a coroutine that is left behind
-    # when a call is cancelled very early.
-    for ignored in (
-        "ignore:Item .* is using the `ReadOnly` qualifier:UserWarning",
-        "ignore:Accessing the 'model_(computed_)?fields' attribute on the instance:DeprecationWarning",
-        "ignore:coroutine '\\w+.acompletion' was never awaited:RuntimeWarning",
-    ):
-        config.addinivalue_line("filterwarnings", ignored)

@@ -272,6 +272,24 @@ async def test_what_a_call_cost_says_where_the_number_is_from(
     assert await cost("mine", input_cost_per_token=0, output_cost_per_token=0) == (0.0, "free")
 
 
+async def test_the_embedded_model_is_a_provider(serve: ServeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = serve(["hi"])
+    place = {"model": "openai/smollm2", "api_base": model.base_url, "api_key": "none"}
+    monkeypatch.setattr("flat.agents.local.endpoint", lambda settings: place)  # in place of a download
+    client = LiteLLMClient({"provider": "local"})
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
+    result = await client.complete([{"role": "user", "content": "x"}], response_format=schema)
+    assert (client.model, result.usage.cost_source) == ("local/default", "free")
+    assert model.requests[0].body["model"] == "smollm2"
+    assert model.requests[0].body["response_format"] == schema
+
+
+async def test_an_embedded_model_that_does_not_exist_is_unavailable() -> None:
+    failure = await failure_of_client(LiteLLMClient({"provider": "local", "name": "huge"}))
+    assert (failure.code, failure.retryable) == ("model_unavailable", False)
+    assert '"huge"' in failure.message
+
+
 async def test_a_slow_answer_runs_into_the_callers_deadline(serve: ServeModel, agent_on: MakeAgent) -> None:
     model = serve([Reply("late", delay=30)] * 2)
     failure = await failure_of(agent_on(model), AgentRequest(input={"word": "x"}, timeout=0.2))

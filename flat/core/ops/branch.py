@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from flat.core.condition import Condition
 from flat.core.effects import RunHook
-from flat.core.events import Done, Failed
+from flat.core.events import Done, Failed, Steered
 from flat.core.failure import Failure
 from flat.core.op import Answer, Block, Goto, Raise, View
 
@@ -49,4 +49,5 @@ class Branch:
     def resume(self, here: View, event: Done | Failed) -> Answer:
         if isinstance(event, Failed):
             return Raise(event.failure)
-        return Goto(event.value or here.local)
+        steered: Steered = event.value
+        return Goto(steered.value or here.local, steered.context)

@@ -1,7 +1,8 @@
 """A steering hook at a fixed point: a node is entered or left, the machine begins or ends.
 
-What the hook returns becomes the context (at the machine's end: the output). Points that no registered class overrides are taken out of the
-program when it is bound, so that they cost nothing.
+What the hook returns becomes the context; at the machine's end it becomes the output, and on leaving a node it
+is not used, but what the hook did to its context stays. Points that no registered class overrides are taken
+out of the program when it is bound, so that they cost nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flat.core.effects import RunHook
-from flat.core.events import Done, Failed
+from flat.core.events import Done, Failed, Steered
 from flat.core.op import Answer, Block, Next, Raise, View
 
 WITH_OUTPUT = frozenset({"state_exit", "machine_end"})
@@ -19,7 +20,7 @@ WITH_OUTPUT = frozenset({"state_exit", "machine_end"})
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hook:
     point: str
-    """A point of the hooks interface whose answer is a context, or is ignored (`state_exit`)."""
+    """A point of the hooks interface; in `WITH_OUTPUT` its answer is a `Steered`, at others a context."""
     key: str
     in_doubt: str = "retry"
     kind: Literal["hook"] = "hook"
@@ -38,6 +39,9 @@ class Hook:
     def resume(self, here: View, event: Done | Failed) -> Answer:
         if isinstance(event, Failed):
             return Raise(event.failure)
+        if self.point not in WITH_OUTPUT:
+            return Next(context=event.value)
+        steered: Steered = event.value
         if self.point == "machine_end":
-            return Next(output=event.value)
-        return Next() if self.point == "state_exit" else Next(context=event.value)
+            return Next(output=steered.value, context=steered.context)
+        return Next(context=steered.context)

@@ -41,6 +41,8 @@ class Retry:
 
     def resume(self, call: Asking, here: View, event: Done | Failed) -> Answer:
         local = here.local
+        if isinstance(event, Failed) and here.deadline is not None and here.at >= here.deadline:
+            return Raise(event.failure)
         if len(local) > 1:
             attempt = local[0] + 1
             return Block((call.ask(here, _suffix(attempt)),), [attempt])
@@ -56,9 +58,10 @@ class Retry:
         attempt: int = here.local[0]
         if failure.retryable is False or attempt >= len(self.backoffs):
             return Raise(failure)
-        delay = max(self.backoffs[attempt], failure.retry_after or 0.0)
-        delay *= 1.0 + self.jitter * spread(f"{here.execution_id}/{here.effect_id(call.key, _suffix(attempt))}")
-        return self._pause(call, here, attempt, here.at + max(0.0, delay))
+        jitter = self.jitter * spread(f"{here.execution_id}/{here.effect_id(call.key, _suffix(attempt))}")
+        # Jitter must not bring us back before the time that the provider named.
+        delay = max(self.backoffs[attempt] * (1.0 + jitter), failure.retry_after or 0.0)
+        return self._pause(call, here, attempt, here.at + delay)
 
     def _pause(self, call: Asking, here: View, attempt: int, until: float) -> Answer:
         timer = Sleep(here.effect_id(call.key, f"{attempt}.{PAUSE}"), here.node, until, here.deadline)

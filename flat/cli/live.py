@@ -1,0 +1,214 @@
+"""A run as a live view in a terminal: a row per visit of a state, redrawn in place.
+
+Rows that are finished stay. Of a long run the last ones are shown, and how many came before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from flat.cli.show import output_text
+from flat.cli.text import clean, money, one_line, seconds, short_id
+from flat.cli.words import STATUS_WORDS, doubt_words, pause_words, spent_words
+from flat.core.events import Spent
+from flat.hooks.observer import Notice, Observer
+from flat.runtime import Outcome
+
+ROWS = 15
+REFRESHES = 8
+COLOURS = {"done": "green", "failed": "red", "cancelled": "yellow", "limit": "yellow", "waiting": "cyan"}
+
+
+@dataclass
+class Visit:
+    """One row: a visit of a state, and what it did."""
+
+    step: int
+    node: str
+    began: float
+    doing: list[str] = field(default_factory=list)
+    now: str = ""
+    """What is in flight."""
+    until: float | None = None
+    """When a pause ends."""
+    tokens: int = 0
+    cost: float = 0.0
+    priced: bool = True
+    ended: float | None = None
+    failed: bool = False
+
+    def words(self, now: float) -> Text:
+        parts = [*self.doing]
+        if self.until is not None:
+            parts.append(pause_words(self.until - now, self.now))
+        elif self.now:
+            parts.append(f"{self.now} …")
+        return Text(
+            "; ".join(parts), style="yellow" if self.until is not None else "red" if self.failed else ""
+        )
+
+
+class LiveProgress:
+    """The observer, and what rich draws."""
+
+    def __init__(self, name: str, decided: str = "") -> None:
+        self._name, self._decided = one_line(name), decided
+        self._visits: deque[Visit] = deque(maxlen=ROWS)
+        self._count = 0
+        self._id, self._status, self._reason = "", "running", ""
+        self._began, self._ended = 0.0, 0.0
+        self._steps, self._spent = 0, Spent()
+        self._trouble = ""
+
+    # -- what happens ---------------------------------------------------------------
+
+    def notify(self, notice: Notice) -> None:
+        self._began = self._began or notice.at
+        self._id = short_id(notice.execution_id)
+        self._steps, self._spent = max(self._steps, notice.step), notice.facts.get("spent", self._spent)
+        tell = getattr(self, f"_{notice.kind}", None)
+        if tell is not None:
+            tell(notice)
+
+    def _visit(self, notice: Notice) -> Visit:
+        """The row of a notice; a resumed run begins in the middle of a visit."""
+        if (
+            not self._visits
+            or self._visits[-1].step != notice.step
+            or self._visits[-1].node != one_line(notice.node)
+        ):
+            self._count += 1
+            self._visits.append(Visit(notice.step, one_line(notice.node), notice.at))
+        return self._visits[-1]
+
+    def _enter(self, notice: Notice) -> None:
+        self._visit(notice)
+
+    def _leave(self, notice: Notice) -> None:
+        for visit in self._visits:
+            if visit.step == notice.step:
+                visit.ended, visit.now, visit.until = notice.at, "", None
+
+    def _in_doubt(self, notice: Notice) -> None:
+        facts = notice.facts
+        self._visit(notice).doing.append(
+            doubt_words(facts["what"], facts["effect"], facts["policy"], self._decided)
+        )
+
+    def _perform(self, notice: Notice) -> None:
+        visit, facts = self._visit(notice), notice.facts
+        if facts["effect"] == "timer":
+            visit.until, visit.now = facts["until"], self._trouble
+        else:
+            visit.until, visit.now = None, one_line(facts["what"])
+
+    def _answered(self, notice: Notice) -> None:
+        visit, facts = self._visit(notice), notice.facts
+        visit.now, visit.until = "", None
+        if facts["effect"] == "timer":
+            return
+        self._trouble = "empty answer"
+        if (what := one_line(facts["what"])) not in visit.doing:
+            visit.doing.append(what)
+        if "tokens" in facts:
+            visit.tokens += facts["tokens"]
+            visit.cost += facts["cost"]
+            visit.priced = visit.priced and facts["priced"]
+
+    def _failed_effect(self, notice: Notice) -> None:
+        visit, facts = self._visit(notice), notice.facts
+        self._trouble = one_line(f"{facts['type']}: {facts['message']}", 100)
+        visit.now, visit.failed = "", True
+        visit.doing.append(f"{one_line(facts['what'])} failed: {self._trouble}")
+
+    def _stopped(self, notice: Notice) -> None:
+        self._status, self._reason = str(notice.facts["status"]), one_line(notice.facts.get("reason") or "")
+        self._ended = notice.at
+        if self._visits and self._visits[-1].ended is None:
+            self._visits[-1].ended = notice.at
+
+    # -- how it looks -----------------------------------------------------------------
+
+    def __rich__(self) -> RenderableType:
+        now = self._ended or time.time()
+        table = Table(box=None, pad_edge=False, show_edge=False, expand=False)
+        for heading, justify in (("step", "right"), ("state", "left"), ("", "left"), ("tokens", "right"),
+                                 ("cost", "right"), ("time", "right")):  # fmt: skip
+            table.add_column(heading, justify=justify, header_style="dim", overflow="fold")  # type: ignore[arg-type]
+        rows = list(self._visits)
+        if (earlier := self._count - len(rows)) > 0:
+            table.add_row("", Text(f"… {earlier} earlier", style="dim"))
+        for visit in rows:
+            table.add_row(*self._row(visit, now))
+        return Group(self._header(now), table)
+
+    def _row(self, visit: Visit, now: float) -> tuple[RenderableType, ...]:
+        tokens = f"{visit.tokens:,}" if visit.tokens else ""
+        cost = money(visit.cost, visit.priced) if visit.tokens else ""
+        took = Text(seconds((visit.ended or now) - visit.began), style="dim" if visit.ended else "")
+        style = "" if visit.ended else "bold"
+        return (str(visit.step), Text(visit.node, style=style), visit.words(now), tokens, cost, took)
+
+    def _header(self, now: float) -> Text:
+        line = Text()
+        line.append(self._name, style="bold")
+        line.append(f"  {self._id}  ", style="dim")
+        line.append(STATUS_WORDS.get(self._status, self._status), style=COLOURS.get(self._status, ""))
+        took = seconds(now - self._began) if self._began else ""
+        line.append(f"  {spent_words(self._steps, self._spent)}  {took}", style="dim")
+        return line
+
+
+class LiveShow:
+    """The live view of one run, and plain lines around it."""
+
+    json = False
+
+    def __init__(self) -> None:
+        # Markup and highlighting are off: what models say is shown, not obeyed.
+        self._console = Console(markup=False, highlight=False, emoji=False)
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def loading(self, what: str) -> None:
+        self._console.print(Text(clean(what), style="dim"))
+
+    def note(self, line: str) -> None:
+        self._end_bar()
+        self._console.print(Text(clean(line)))
+
+    def download(self, done: int, total: int) -> None:
+        if self._bar is None:
+            columns = (TextColumn("fetching the local model"), BarColumn(), DownloadColumn())
+            self._bar = Progress(*columns, console=self._console)
+            self._task = self._bar.add_task("", total=total)
+            self._bar.start()
+        self._bar.update(self._task, completed=done, total=total)
+        if done >= total:
+            self._end_bar()
+
+    def _end_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    @contextlib.contextmanager
+    def running(self, name: str, decided: str = "") -> Iterator[Observer | None]:
+        self._end_bar()
+        progress = LiveProgress(name, decided)
+        with Live(progress, console=self._console, refresh_per_second=REFRESHES, vertical_overflow="crop"):
+            yield progress
+
+    def result(self, outcome: Outcome) -> None:
+        if outcome.status == "done":
+            self._console.print(Text(clean(output_text(outcome.output))))

@@ -1,0 +1,166 @@
+"""`flat run`: from a path to an exit code. What `resume` shares with it is here too."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import sys
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from flat.cli.ending import UsageError, complain
+from flat.cli.inputs import read_inputs
+from flat.cli.models import end_models, model_for
+from flat.cli.outcomes import Commands, exit_code, explain, interrupted
+from flat.cli.project import Project, find_project
+from flat.cli.show import Show
+from flat.cli.stores import DEFAULT, MEMORY, resume_hint, store_url
+from flat.cli.text import short_id
+from flat.errors import BindingError, DefinitionError, ExecutionBusy
+from flat.hooks.observer import Notice, Observer
+from flat.runtime import Machine, Outcome, Runtime, load
+
+
+def run(
+    path: Path, inputs: Sequence[str], *, show: Show, store: str | None, execution_id: str | None,
+    max_steps: int | None, max_agent_calls: int | None, compat: bool, live: bool | None, verbose: int,
+) -> int:  # fmt: skip
+    """Run a machine from its beginning."""
+    log_to_stderr(verbose)
+    show.loading(f"loading {path}")
+    given = read_inputs(inputs)
+    if execution_id is not None and not execution_id.strip():
+        raise UsageError("--id is empty")
+    project = find_project(path)
+    machine = load_project(project, show, compat=compat)
+    url, id_ = store_url(store), execution_id or str(uuid.uuid4())
+    steps = project.max_steps if max_steps is None else max_steps
+    calls = project.max_agent_calls if max_agent_calls is None else max_agent_calls
+
+    async def start(runtime: Runtime) -> Outcome:
+        if execution_id is not None and (known := await runtime.opened().get(id_)) is not None:
+            hint = f"it is {known.status}; go on with it: {commands['resume']}"
+            raise ExecutionTaken(id_, hint)
+        return await runtime.start(
+            machine, {**project.input, **given}, execution_id=id_, max_steps=steps, max_agent_calls=calls
+        )
+
+    commands = commands_for(id_, store, path)
+    with model_for(machine, project, live, show):
+        outcome = drive(start, machine.name, url=url, show=show, commands=commands)
+    return report(outcome, show, commands, verbose)
+
+
+class ExecutionTaken(ExecutionBusy):
+    """The id that was asked for belongs to an execution already."""
+
+    def __init__(self, execution_id: str, hint: str) -> None:
+        super().__init__(execution_id, hint=hint)
+        self.args = (f'there is an execution "{execution_id}" already; {hint}',)
+
+
+def load_project(project: Project, show: Show, *, compat: bool) -> Machine:
+    """The machine of a project, with the hooks that its project file names."""
+    with quiet_stdout(show):
+        machine = load(project.machine, hooks=project.registry(), compat=compat)
+    for warning in machine.warnings:
+        complain(warning)
+    return machine
+
+
+def commands_for(execution_id: str, store: str | None, path: Path | None) -> Commands:
+    """The commands that go on with an execution, as the user would type them."""
+    where = f" --store {store}" if store and store != DEFAULT else ""
+    return {
+        "resume": resume_hint(execution_id, store, path),
+        "more": resume_hint(execution_id, store, path, "--more-steps 100"),
+        "show": f"flat runs show {short_id(execution_id)}{where}",
+        "store": where,
+    }
+
+
+class Begun:
+    """An observer that remembers whether the execution exists."""
+
+    yes = False
+
+    def notify(self, notice: Notice) -> None:
+        self.yes = True
+
+
+def drive(
+    go: Callable[[Runtime], Awaitable[Outcome]], name: str, *, url: str, show: Show, commands: Commands,
+    decided: str = "",
+) -> Outcome:  # fmt: skip
+    """Open the store and do the work, shown; turn Ctrl-C into words."""
+    begun = Begun()
+
+    async def work(observer: Observer | None) -> Outcome:
+        observers: list[Observer] = [begun] if observer is None else [begun, observer]
+        async with Runtime(url, observers=observers) as runtime:
+            return await go(runtime)
+
+    try:
+        with terminable(), quiet_stdout(show), show.running(name, decided) as observer:
+            return anyio.run(work, observer)
+    except KeyboardInterrupt:
+        raise interrupted(commands if begun.yes else None, url != MEMORY) from None
+    except BindingError as error:
+        raise DefinitionError(f"{error}{_hooks_hint(error)}") from error
+    finally:
+        end_models()
+
+
+def _hooks_hint(error: BindingError) -> str:
+    if error.kind != "hooks object":
+        return ""
+    return f'\n  help: on the command line, name it in flat.toml: [hooks] {error.name} = "hooks.py:Class"'
+
+
+def report(outcome: Outcome, show: Show, commands: Commands, verbose: int) -> int:
+    """Print what the run came to; gives the exit code."""
+    show.result(outcome)
+    explain(outcome, commands)
+    if verbose and outcome.cause is not None and outcome.status == "failed":
+        import traceback
+
+        complain("".join(traceback.format_exception(outcome.cause)).rstrip())
+    return exit_code(outcome)
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does: in good order, to be resumed."""
+
+    def stop(*_: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def quiet_stdout(show: Show) -> Iterator[None]:
+    """With `--json`, what the user's own code prints goes to stderr."""
+    if not show.json:
+        yield
+        return
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def log_to_stderr(verbose: int) -> None:
+    """The library's log: warnings always, more with -v."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(name)s - %(levelname)s - %(message)s"))
+    logger = logging.getLogger("flat")
+    logger.handlers[:] = [handler]
+    logger.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])

@@ -1,0 +1,159 @@
+"""Where a run's progress goes: a live view, a line per event, lines of JSON, or nowhere.
+
+`show_for` picks one. A `Show` is told what happens before, during and after a run; its `observer` is what the
+runtime notifies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import IO, Any, Protocol
+
+from flat.cli.ending import complain, say, say_json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from flat.hooks.observer import Observer
+    from flat.runtime import Outcome
+
+
+class Show(Protocol):
+    """One way to show a run."""
+
+    json: bool
+
+    def loading(self, what: str) -> None:
+        """Work begins; said before anything slow is done."""
+        ...
+
+    def note(self, line: str) -> None:
+        """Something to know about the run that follows."""
+        ...
+
+    def download(self, done: int, total: int) -> None:
+        """Bytes of the local model fetched so far."""
+        ...
+
+    def running(self, name: str, decided: str = "") -> contextlib.AbstractContextManager[Observer | None]:
+        """While this is open the run is shown. `decided` says what becomes of effects in doubt."""
+        ...
+
+    def result(self, outcome: Outcome) -> None:
+        """The outcome, when there is one to print."""
+        ...
+
+
+def show_for(*, json: bool, quiet: bool, plain: bool) -> Show:
+    """The way to show that the options and the terminal call for."""
+    if json:
+        return JsonShow()
+    if quiet:
+        return QuietShow()
+    if plain or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+        return PlainShow()
+    from flat.cli.live import LiveShow
+
+    return LiveShow()
+
+
+def output_text(output: Any) -> str:
+    """An execution's output for people: JSON, or the text itself."""
+    if isinstance(output, str):
+        return output
+    return json.dumps(output, indent=2, ensure_ascii=False, default=str)
+
+
+class QuietShow:
+    """Nothing but the output."""
+
+    json = False
+
+    def loading(self, what: str) -> None:
+        pass
+
+    def note(self, line: str) -> None:
+        """Kept from stdout, not from the user: that a model is scripted must always be seen."""
+        complain(line)
+
+    def download(self, done: int, total: int) -> None:
+        pass
+
+    @contextlib.contextmanager
+    def running(self, name: str, decided: str = "") -> Iterator[Observer | None]:
+        yield None
+
+    def result(self, outcome: Outcome) -> None:
+        if outcome.status == "done":
+            say(output_text(outcome.output))
+
+
+class PlainShow:
+    """A line per event: for files, pipes, and terminals that cannot redraw."""
+
+    json = False
+
+    def __init__(self) -> None:
+        self._tenth = -1
+
+    def loading(self, what: str) -> None:
+        say(what)
+
+    def note(self, line: str) -> None:
+        say(line)
+
+    def download(self, done: int, total: int) -> None:
+        tenth = done * 10 // max(1, total)
+        if tenth != self._tenth:
+            self._tenth = tenth
+            say(f"fetching the local model: {done // 1_000_000} of {total // 1_000_000} MB")
+
+    @contextlib.contextmanager
+    def running(self, name: str, decided: str = "") -> Iterator[Observer | None]:
+        from flat.cli.plain import PlainProgress
+
+        yield PlainProgress(say, name, decided)
+
+    def result(self, outcome: Outcome) -> None:
+        if outcome.status == "done":
+            say(output_text(outcome.output))
+
+
+class JsonShow:
+    """One JSON object per line, and nothing else: what the user's own code prints goes to stderr."""
+
+    json = True
+
+    def __init__(self) -> None:
+        self._out: IO[str] = sys.stdout
+        self._tenth = -1
+
+    def _event(self, event: str, **facts: Any) -> None:
+        say_json({"event": event, **facts}, self._out)
+
+    def loading(self, what: str) -> None:
+        self._event("loading", what=what)
+
+    def note(self, line: str) -> None:
+        self._event("note", text=line)
+
+    def download(self, done: int, total: int) -> None:
+        tenth = done * 10 // max(1, total)
+        if tenth != self._tenth:
+            self._tenth = tenth
+            self._event("download", done=done, total=total)
+
+    @contextlib.contextmanager
+    def running(self, name: str, decided: str = "") -> Iterator[Observer | None]:
+        from flat.cli.plain import JsonProgress
+
+        with contextlib.redirect_stdout(sys.stderr):
+            yield JsonProgress(self._event)
+
+    def result(self, outcome: Outcome) -> None:
+        from flat.cli.outcomes import result_data
+
+        self._event("result", **result_data(outcome))
