@@ -1,7 +1,7 @@
-"""The process that W8 kills: `python -m benchmarks.crashing SYSTEM N start|resume`, in the folder of its files.
+"""The process that W8 kills: `python -m benchmarks.crashing SYSTEM N start|resume`, where its files are.
 
-Two states A and B take turns. Each step appends `STATE i` to the file `effects` before it returns, so that the file
-shows what really ran. Imports stay inside the functions: a system must not pay for another's.
+Two states A and B take turns. Each step appends `STATE i` to the file `effects` before it returns, so that
+the file shows what really ran. Imports stay inside the functions: a system must not pay for another's.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -76,7 +77,8 @@ def flat(n: int, resume: bool, effect: Effects) -> dict[str, Any]:
 
 
 def flatmachines(n: int, resume: bool, effect: Effects) -> dict[str, Any]:
-    from benchmarks.machines import alternating, flatmachines_hooks, peer
+    from benchmarks.machines import alternating
+    from benchmarks.peers import flatmachines_hooks, peer
 
     library = peer("flatmachines")
 
@@ -84,26 +86,23 @@ def flatmachines(n: int, resume: bool, effect: Effects) -> dict[str, Any]:
         effect(state, context["i"])
         context["i"] += 1
 
+    execution = Path("execution")
     stored = {"enabled": True, "backend": "sqlite", "db_path": "x.db", "checkpoint_on": ["state_enter"]}
 
-    async def go() -> dict[str, Any]:
-        machine = library.FlatMachine(
-            config_dict=alternating(n, stored),
-            hooks_registry=flatmachines_hooks(act),
-            lock=library.NoOpLock(),
-        )
-        if resume:
-            with open("execution") as file:
-                return dict(await machine.execute(resume_from=file.read(), max_steps=n + 50))
-        with open("execution", "w") as file:
-            file.write(machine.execution_id)
-        return dict(await machine.execute(max_steps=n + 50))
+    async def go(**options: Any) -> dict[str, Any]:
+        return dict(await machine.execute(max_steps=n + 50, **options))
 
+    machine = library.FlatMachine(
+        config_dict=alternating(n, stored), hooks_registry=flatmachines_hooks(act), lock=library.NoOpLock()
+    )
+    if resume:
+        return asyncio.run(go(resume_from=execution.read_text()))
+    execution.write_text(machine.execution_id)
     return asyncio.run(go())
 
 
 def langgraph(n: int, resume: bool, effect: Effects) -> dict[str, Any]:
-    from benchmarks.machines import peer
+    from benchmarks.peers import peer
     from benchmarks.states import Counter
 
     graph, saver = peer("langgraph.graph"), peer("langgraph.checkpoint.sqlite")
@@ -135,7 +134,7 @@ def langgraph(n: int, resume: bool, effect: Effects) -> dict[str, Any]:
 
 
 def burr(n: int, resume: bool, effect: Effects) -> dict[str, Any]:
-    from benchmarks.machines import peer
+    from benchmarks.peers import peer
 
     core, persistence = peer("burr.core"), peer("burr.core.persistence")
 
@@ -154,13 +153,12 @@ def burr(n: int, resume: bool, effect: Effects) -> dict[str, Any]:
     persister.connection.execute("PRAGMA journal_mode=WAL")
     persister.connection.execute("PRAGMA synchronous=NORMAL")
     over = core.expr(f"i >= {n}")
-    application = (
-        core.ApplicationBuilder()
-        .with_actions(A=action("A"), B=action("B"), done=core.action(reads=["i"], writes=[])(done))
-        .with_transitions(("A", "done", over), ("A", "B", core.default), ("B", "done", over), ("B", "A", core.default))
-        .with_identifiers(app_id="e", partition_key="p").with_state_persister(persister)
-        .initialize_from(persister, resume_at_next_action=True, default_state={"i": 0}, default_entrypoint="A").build()
-    )  # fmt: skip
+    turns = [("A", "done", over), ("A", "B", core.default), ("B", "done", over), ("B", "A", core.default)]
+    actions = {"A": action("A"), "B": action("B"), "done": core.action(reads=["i"], writes=[])(done)}
+    start = {"resume_at_next_action": True, "default_state": {"i": 0}, "default_entrypoint": "A"}
+    builder = core.ApplicationBuilder().with_actions(**actions).with_transitions(*turns)
+    builder = builder.with_identifiers(app_id="e", partition_key="p").with_state_persister(persister)
+    application = builder.initialize_from(persister, **start).build()
     _, _, state = application.run(halt_after=["done"])
     return {"i": state["i"]}
 

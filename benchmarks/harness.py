@@ -1,10 +1,10 @@
 """The harness: cases, one fresh process per measurement, interleaved rounds, ratios within a round, tables.
 
-A `Workload` holds cases. A case is a function of the sizes and a `Meter`: it imports its library and prepares, does
-the work inside `with meter:` (only that is timed), verifies the result, and returns further figures. Every
-measurement is a process of its own; the order of the cases changes from round to round, so that a busy moment of the
-machine does not always hit the same one. A case is compared, within each round, with the limit of the same
-durability class.
+A `Workload` holds cases. A case is a function of the sizes and a `Meter`: it imports its library and gets
+ready, does the work inside `with meter:` (only that is timed), verifies the result, and returns more figures.
+Every measurement is a process of its own; the order of the cases changes from round to round, so that a busy
+moment of the machine does not always hit the same one. A case is compared, within each round, with the limit
+of the same durability class.
 """
 
 from __future__ import annotations
@@ -182,8 +182,10 @@ def measure(workload: Workload, case: str, sizes: Sizes) -> Record:
 
 
 def environment() -> dict[str, str]:
-    """For a measured process: quiet peers, and this repository on the path."""
-    return {**os.environ, **QUIET, "PYTHONPATH": str(ROOT)}
+    """For a measured process: quiet peers, this repository on the path, byte code kept out of it."""
+    inherited = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    byte_code = str(Path(tempfile.gettempdir()) / "flat-benchmarks-bytecode")
+    return {**inherited, **QUIET, "PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": byte_code}
 
 
 def _measure_apart(workload: Workload, case: str, sizes: Sizes) -> Record:
@@ -203,10 +205,7 @@ def _measure_apart(workload: Workload, case: str, sizes: Sizes) -> Record:
         except subprocess.TimeoutExpired:
             return {"error": f"not done in {TIMEOUT:g} s"}
     if done.returncode:
-        return {
-            "error": (done.stderr.strip().splitlines() or ["no message"])[-1][:200],
-            "stderr": done.stderr[-4000:],
-        }
+        return {"error": (done.stderr.strip().splitlines() or ["no message"])[-1][:200]}
     record: Record = json.loads(done.stdout.strip().splitlines()[-1])
     return record
 
@@ -232,9 +231,8 @@ def _run_size(workload: Workload, sizes: Sizes, rounds: int, report: Callable[[s
                 continue
             record = {**_measure_apart(workload, name, sizes), "round": number}
             records[name].append(record)
-            report(
-                f"{workload.name} {sizes} round {number}: {name}: {record.get('error') or figure(record['cpu'])}"
-            )
+            shown = record.get("error") or figure(record["cpu"])
+            report(f"{workload.name} {sizes} round {number}: {name}: {shown}")
     return Measured(sizes, records)
 
 
@@ -272,13 +270,15 @@ def _targets(workload: Workload, measured: Sequence[Measured]) -> str:
     for target in workload.targets:
         value = target.value(measured)
         sign = "≥" if target.at_least else "≤"
-        verdict = "not measured"
-        if not math.isnan(value):
-            verdict = "missed" if target.must is not None else "short of the goal"
-            if target.reached(value, target.must):
-                verdict = "must"
-            if target.reached(value, target.goal):
-                verdict = "goal"
+        verdict = ""
+        if math.isnan(value):
+            verdict = "not measured"
+        elif target.reached(value, target.goal):
+            verdict = "goal"
+        elif target.reached(value, target.must):
+            verdict = "must"
+        elif target.must is not None or target.goal is not None:
+            verdict = "short of the goal" if target.must is None else "missed"
         shown = [f"{sign} {figure(x)}" if x is not None else "" for x in (target.must, target.goal)]
         rows.append([target.name, figure(value), *shown, verdict])
     return markdown(rows)

@@ -1,11 +1,10 @@
 """The machines that are measured, as plain configuration: `flat` and flatmachines run the very same ones.
 
-Also the `flat` side of running them, and small things that several workloads share.
+Also how `flat` gets them, and small things that several workloads share.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import sqlite3
 from collections.abc import Awaitable, Callable
@@ -20,7 +19,7 @@ SPEC = {"spec": "flatmachine", "spec_version": "4.2.1"}
 
 
 def counter(n: int, persistence: Context, *, agent: bool = False, more: Context | None = None) -> Context:
-    """One state that returns to itself until `context.i` is `n`: an action (or an agent) and a condition a step."""
+    """One state that returns to itself until `context.i` is `n`: an action, or an agent, and a condition."""
     loop: Context = {"type": "initial"}
     data: Context = {"name": "counter", "context": {"i": 0, **(more or {})}, "persistence": persistence}
     if agent:
@@ -89,24 +88,6 @@ def flat_machine(config: Context, action: Action = increment, **options: Any) ->
     registry = HooksRegistry()
     registry.register("counter", Hooks)
     return load(config=config, hooks=registry, **options)
-
-
-def peer(module: str) -> Any:
-    """A module of a peer, which may not be installed where types are checked."""
-    return importlib.import_module(module)
-
-
-def flatmachines_hooks(action: Action = increment) -> Any:
-    """The same for flatmachines."""
-    library = peer("flatmachines")
-
-    async def on_action(self: Any, state_name: str, action_name: str, context: Context) -> Context:
-        await action(state_name, context)
-        return context
-
-    registry = library.HooksRegistry()
-    registry.register("counter", type("Hooks", (library.MachineHooks,), {"on_action": on_action}))
-    return registry
 
 
 def file_bytes(path: str | Path) -> int:

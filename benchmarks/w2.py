@@ -12,7 +12,8 @@ import anyio.lowlevel
 import orjson
 
 from benchmarks.harness import Column, Measured, Meter, Record, Sizes, Target, Workload, figure
-from benchmarks.machines import counter, file_bytes, flat_machine, flatmachines_hooks, peer
+from benchmarks.machines import counter, file_bytes, flat_machine
+from benchmarks.peers import burr_counter, flatmachines_hooks, langgraph_counter, peer
 from benchmarks.states import Counter
 from benchmarks.w1 import times
 from flat import Runtime, SQLiteStore
@@ -67,10 +68,8 @@ def _raw(sizes: Sizes, meter: Meter, synchronous: Synchronous) -> Record:
     connection = sqlite3.connect(FILE, isolation_level=None)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute(f"PRAGMA synchronous={synchronous}")
-    connection.execute(
-        "CREATE TABLE steps (execution TEXT, step INTEGER, state TEXT, data BLOB, PRIMARY KEY (execution, step)) "
-        "WITHOUT ROWID"
-    )
+    columns = "execution TEXT, step INTEGER, state TEXT, data BLOB, PRIMARY KEY (execution, step)"
+    connection.execute(f"CREATE TABLE steps ({columns}) WITHOUT ROWID")
     over = eval(f"lambda context: context['i'] >= {n}")
 
     async def step(context: dict[str, int]) -> dict[str, int]:
@@ -171,30 +170,23 @@ def flatmachines_least(sizes: Sizes, meter: Meter) -> Record:
 
 
 def _langgraph(sizes: Sizes, meter: Meter, synchronous: Synchronous) -> Record:
-    graph, saver = peer("langgraph.graph"), peer("langgraph.checkpoint.sqlite")
+    saver = peer("langgraph.checkpoint.sqlite")
     n = sizes["n"]
 
     def inc(state: Counter) -> Counter:
         return {"i": state["i"] + 1}
-
-    def compiled(checkpointer: Any) -> Any:
-        builder = graph.StateGraph(Counter)
-        builder.add_node("inc", inc)
-        builder.add_edge(graph.START, "inc")
-        builder.add_conditional_edges("inc", lambda s: "inc" if s["i"] < n else graph.END, ["inc", graph.END])
-        return builder.compile(checkpointer=checkpointer)
 
     thread = {"configurable": {"thread_id": "t1"}}
     connection = sqlite3.connect(FILE, check_same_thread=False)
     connection.execute(f"PRAGMA synchronous={synchronous}")
     checkpointer = saver.SqliteSaver(connection)
     checkpointer.setup()
-    runnable = compiled(checkpointer)
+    runnable = langgraph_counter(n, inc, checkpointer)
     with meter:
         runnable.invoke({"i": 0}, {**thread, "recursion_limit": n + 10}, durability="sync")
     connection.close()
     with saver.SqliteSaver.from_conn_string(str(FILE)) as reopened:
-        assert compiled(reopened).get_state(thread).values["i"] == n
+        assert langgraph_counter(n, inc, reopened).get_state(thread).values["i"] == n
     return stored(n)
 
 
@@ -212,25 +204,18 @@ def langgraph_full(sizes: Sizes, meter: Meter) -> Record:
 
 @WORKLOAD.case(BURR, "SQLitePersister, run, with WAL and NORMAL set on its connection", needs=["burr"])
 def burr_normal(sizes: Sizes, meter: Meter) -> Record:
-    core, persistence = peer("burr.core"), peer("burr.core.persistence")
+    persistence = peer("burr.core.persistence")
     n = sizes["n"]
 
     def inc(state: Any) -> Any:
         return state.update(i=state["i"] + 1)
 
-    def done(state: Any) -> Any:
-        return state
-
     persister = persistence.SQLitePersister(str(FILE))
     persister.initialize()
     persister.connection.execute("PRAGMA journal_mode=WAL")
     persister.connection.execute("PRAGMA synchronous=NORMAL")
-    application = (
-        core.ApplicationBuilder().with_state(i=0)
-        .with_actions(inc=core.action(reads=["i"], writes=["i"])(inc), done=core.action(reads=["i"], writes=[])(done))
-        .with_transitions(("inc", "done", core.expr(f"i >= {n}")), ("inc", "inc", core.default)).with_entrypoint("inc")
-        .with_identifiers(app_id="e1", partition_key="p").with_state_persister(persister).build()
-    )  # fmt: skip
+    builder = burr_counter(n, inc).with_identifiers(app_id="e1", partition_key="p")
+    application = builder.with_state_persister(persister).build()
     with meter:
         application.run(halt_after=["done"])
     persister.connection.close()

@@ -1,7 +1,8 @@
-"""W8: `kill -9` in the middle, and a fresh process that resumes to the end; every step that ran is accounted for.
+"""W8: `kill -9` in the middle, and a fresh process that resumes to the end; every step is accounted for.
 
-*lost*: steps that never ran. *repeated*: runs of a step beyond its first. *unreported*: repeated, without the system
-saying that the step was in doubt. *astray*: steps that the wrong state ran, after a resume in the wrong place.
+*lost*: steps that never ran. *repeated*: runs of a step beyond its first. *unreported*: repeated, without the
+system saying that the step was in doubt. *astray*: steps that the wrong state ran, after a resume in the
+wrong place.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ def _all(key: str) -> Callable[[Sequence[Measured]], float]:
     return lambda measured: sum(sum(m.values(FLAT, key)) for m in measured)
 
 
+def _most_doubts(measured: Sequence[Measured]) -> float:
+    return max((doubts for m in measured for doubts in m.values(FLAT, "doubts")), default=math.nan)
+
+
 WORKLOAD = Workload(
     "w8", "kill -9 and resume", "resume, from exec to exit",
     [{"n": 2000, "kill": 1000}, {"n": 160, "kill": 80}], [{"n": 200, "kill": 100}], LIMIT,
@@ -50,7 +55,7 @@ WORKLOAD = Workload(
         Target("to the end, s", None, 0.25, lambda m: m[0].median(FLAT, "wall") / 1e6),
         Target("steps lost", 0, 0, _all("lost")),
         Target("steps repeated without being reported in doubt", 0, 0, _all("unreported")),
-        Target("steps in doubt, at most, in one kill", 1, 1, lambda m: max((d for x in m for d in x.values(FLAT, "doubts")), default=math.nan)),
+        Target("steps in doubt, at most, in one kill", 1, 1, _most_doubts),
         Target("steps that ran in the wrong state", 0, 0, _all("astray")),
     ],
 )  # fmt: skip
@@ -89,9 +94,9 @@ def _trial(system: str, sizes: Sizes, meter: Meter) -> Record:
     repeated = [number for number, count in runs.items() for _ in range(count - 1)]
     doubts = result.get("in_doubt", [])
     return {
-        "operations": 1, "first": first or time.perf_counter() - began, "inside": result["inside"], "left": n - before,
-        "lost": sum(number not in runs for number in range(n)), "repeated": len(repeated), "doubts": len(doubts),
-        "unreported": sum(number not in doubts for number in repeated),
+        "operations": 1, "first": first or time.perf_counter() - began, "inside": result["inside"],
+        "left": n - before, "lost": sum(number not in runs for number in range(n)), "repeated": len(repeated),
+        "doubts": len(doubts), "unreported": sum(number not in doubts for number in repeated),
         "astray": sum(state != "AB"[number % 2] for state, number in ran),
     }  # fmt: skip
 

@@ -40,6 +40,10 @@ def start(weights: str) -> Any:
     params.n_ctx = CONTEXT_TOKENS
     params.n_parallel = 1
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    # Reusing what was computed for an earlier prompt changes the last bits of the next one's numbers, and
+    # with a model this small its words. The same question is to get the same answer.
+    params.cache_prompt = False
+    params.cache_ram_mib = 0
     params.use_jinja = True
     params.webui = False
     params.verbosity = 0

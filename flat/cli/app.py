@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from flat.cli.ending import finish
+from flat.cli.show import loading
 
 app = typer.Typer(
     name="flat",
@@ -99,10 +100,9 @@ def run(
     """Run a machine until it ends, waits, or reaches a limit."""
 
     def work() -> int:
+        show = loading(f"loading {path}", json=json, quiet=quiet, plain=plain)
         from flat.cli.running import run
-        from flat.cli.show import show_for
 
-        show = show_for(json=json, quiet=quiet, plain=plain)
         return run(
             path, inputs or [], show=show, store=store, execution_id=id, max_steps=max_steps,
             max_agent_calls=max_agent_calls, compat=compat, live=live, verbose=verbose,
@@ -142,14 +142,13 @@ def resume(
     """Take an execution up where it stands."""
 
     def work() -> int:
+        show = loading(f"loading execution {id}", json=json, quiet=quiet, plain=plain)
         from flat.cli.resuming import Wishes, resume
-        from flat.cli.show import show_for
 
         wishes = Wishes(
             more_steps=more_steps, max_agent_calls=max_agent_calls, retry_in_doubt=retry_in_doubt,
             mark_done=mark_done, adopt=adopt, compat=compat, live=live,
         )  # fmt: skip
-        show = show_for(json=json, quiet=quiet, plain=plain)
         return resume(id, path, wishes, show=show, store=store, verbose=verbose)
 
     finish(work, verbose=verbose, json=json)

@@ -13,16 +13,14 @@ from dataclasses import dataclass, field
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from flat.cli.show import output_text
-from flat.cli.text import clean, money, one_line, seconds, short_id
-from flat.cli.words import STATUS_WORDS, doubt_words, pause_words, spent_words
+from flat.cli.text import money, one_line, seconds, short_id
+from flat.cli.words import STATUS_WORDS, doubt_words, failure_words, pause_words, spent_words
 from flat.core.events import Spent
-from flat.hooks.observer import Notice, Observer
-from flat.runtime import Outcome
+from flat.hooks.observer import Notice
 
 ROWS = 15
 REFRESHES = 8
@@ -127,7 +125,7 @@ class LiveProgress:
 
     def _failed_effect(self, notice: Notice) -> None:
         visit, facts = self._visit(notice), notice.facts
-        self._trouble = one_line(f"{facts['type']}: {facts['message']}", 100)
+        self._trouble = failure_words(facts, 100)
         visit.now, visit.failed = "", True
         visit.doing.append(f"{one_line(facts['what'])} failed: {self._trouble}")
 
@@ -169,46 +167,27 @@ class LiveProgress:
         return line
 
 
-class LiveShow:
-    """The live view of one run, and plain lines around it."""
+class Bar:
+    """A progress bar for the download of the local model."""
 
-    json = False
+    def __init__(self, total: int) -> None:
+        columns = (TextColumn("fetching the local model"), BarColumn(), DownloadColumn())
+        self._progress = Progress(*columns)
+        self._task = self._progress.add_task("", total=total)
+        self._progress.start()
 
-    def __init__(self) -> None:
-        # Markup and highlighting are off: what models say is shown, not obeyed.
-        self._console = Console(markup=False, highlight=False, emoji=False)
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
+    def update(self, done: int) -> None:
+        self._progress.update(self._task, completed=done)
 
-    def loading(self, what: str) -> None:
-        self._console.print(Text(clean(what), style="dim"))
+    def close(self) -> None:
+        self._progress.stop()
 
-    def note(self, line: str) -> None:
-        self._end_bar()
-        self._console.print(Text(clean(line)))
 
-    def download(self, done: int, total: int) -> None:
-        if self._bar is None:
-            columns = (TextColumn("fetching the local model"), BarColumn(), DownloadColumn())
-            self._bar = Progress(*columns, console=self._console)
-            self._task = self._bar.add_task("", total=total)
-            self._bar.start()
-        self._bar.update(self._task, completed=done, total=total)
-        if done >= total:
-            self._end_bar()
-
-    def _end_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-    @contextlib.contextmanager
-    def running(self, name: str, decided: str = "") -> Iterator[Observer | None]:
-        self._end_bar()
-        progress = LiveProgress(name, decided)
-        with Live(progress, console=self._console, refresh_per_second=REFRESHES, vertical_overflow="crop"):
-            yield progress
-
-    def result(self, outcome: Outcome) -> None:
-        if outcome.status == "done":
-            self._console.print(Text(clean(output_text(outcome.output))))
+@contextlib.contextmanager
+def live_view(name: str, decided: str) -> Iterator[LiveProgress]:
+    """The view, drawn while this is open; its last frame stays."""
+    progress = LiveProgress(name, decided)
+    # Markup and highlighting are off: what models say is shown, not obeyed.
+    console = Console(markup=False, highlight=False, emoji=False)
+    with Live(progress, console=console, refresh_per_second=REFRESHES, vertical_overflow="crop"):
+        yield progress

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from flat.cli.ending import BY_STATUS, TIMED_OUT, Interrupted, complain
@@ -90,10 +89,10 @@ def _in_doubt(outcome: Outcome, resume: str) -> str:
     )
 
 
-def interrupted(commands: Commands | None, kept: bool, notes: Sequence[str] = ()) -> Interrupted:
+def interrupted(commands: Commands | None, kept: bool) -> Interrupted:
     """The end of a run that the user broke off."""
     if commands is None:
         return Interrupted("interrupted before anything ran")
     if not kept:
         return Interrupted("interrupted; nothing was kept (the store is memory:)")
-    return Interrupted("; ".join(["interrupted", *notes, f"continue with: {commands['resume']}"]))
+    return Interrupted(f"interrupted; continue with: {commands['resume']}")

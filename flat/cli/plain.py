@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flat.cli.text import count, money, one_line, seconds
-from flat.cli.words import doubt_words, pause_words, total_words
+from flat.cli.words import doubt_words, failure_words, pause_words, total_words
 from flat.hooks.observer import Notice
 
 
@@ -75,11 +75,8 @@ class PlainProgress:
     def _failed_effect(self, notice: Notice) -> None:
         facts = notice.facts
         self._asked.pop(facts["effect_id"], None)
-        self._trouble = one_line(f"{facts['type']}: {facts['message']}", 120)
-        self._at(
-            notice,
-            f"{one_line(facts['what'])} failed: {one_line(facts['type'])}: {one_line(facts['message'], 500)}",
-        )
+        self._trouble = failure_words(facts, 120)
+        self._at(notice, f"{one_line(facts['what'])} failed: {failure_words(facts, 500)}")
 
     def _stopped(self, notice: Notice) -> None:
         self._say(total_words(notice, self._began))

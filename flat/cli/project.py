@@ -94,7 +94,8 @@ def _project(machine: Path, file: Path, data: Mapping[str, Any]) -> Project:
     script = data.get("model", {}).get("script")
     return Project(
         machine=machine, folder=file.parent, file=file, hooks=data.get("hooks", {}),
-        input=run.get("input", {}), max_steps=run.get("max_steps"), max_agent_calls=run.get("max_agent_calls"),
+        input=run.get("input", {}), max_agent_calls=run.get("max_agent_calls"),
+        max_steps=run.get("max_steps"),
         script=file.parent / script if script else None,
     )  # fmt: skip
 

@@ -61,7 +61,6 @@ def resume(
     log_to_stderr(verbose)
     if wishes.retry_in_doubt and wishes.mark_done is not None:
         raise UsageError("--retry-in-doubt and --mark-done exclude each other")
-    show.loading(f"loading execution {id_}")
     url = store_url(store)
     need_store(url, id_)
     found = anyio.run(_find, url, id_)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import sys
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import anyio
 
@@ -19,10 +17,11 @@ from flat.cli.models import end_models, model_for
 from flat.cli.outcomes import Commands, exit_code, explain, interrupted
 from flat.cli.project import Project, find_project
 from flat.cli.show import Show
+from flat.cli.stopping import Stop
 from flat.cli.stores import DEFAULT, MEMORY, resume_hint, store_url
 from flat.cli.text import short_id
 from flat.errors import BindingError, DefinitionError, ExecutionBusy
-from flat.hooks.observer import Notice, Observer
+from flat.hooks.observer import Observer
 from flat.runtime import Machine, Outcome, Runtime, load
 
 
@@ -32,7 +31,6 @@ def run(
 ) -> int:  # fmt: skip
     """Run a machine from its beginning."""
     log_to_stderr(verbose)
-    show.loading(f"loading {path}")
     given = read_inputs(inputs)
     if execution_id is not None and not execution_id.strip():
         raise UsageError("--id is empty")
@@ -84,36 +82,39 @@ def commands_for(execution_id: str, store: str | None, path: Path | None) -> Com
     }
 
 
-class Begun:
-    """An observer that remembers whether the execution exists."""
-
-    yes = False
-
-    def notify(self, notice: Notice) -> None:
-        self.yes = True
-
-
 def drive(
     go: Callable[[Runtime], Awaitable[Outcome]], name: str, *, url: str, show: Show, commands: Commands,
     decided: str = "",
 ) -> Outcome:  # fmt: skip
     """Open the store and do the work, shown; turn Ctrl-C into words."""
-    begun = Begun()
+    stop = Stop()
 
-    async def work(observer: Observer | None) -> Outcome:
-        observers: list[Observer] = [begun] if observer is None else [begun, observer]
-        async with Runtime(url, observers=observers) as runtime:
-            return await go(runtime)
+    async def work(observer: Observer | None) -> Outcome | None:
+        observers: list[Observer] = [stop] if observer is None else [observer, stop]
+
+        async def in_store() -> Outcome | Exception:
+            # Errors travel as values: a task group would wrap them, and we are told by their classes.
+            try:
+                async with Runtime(url, observers=observers) as runtime:
+                    return await go(runtime)
+            except Exception as error:
+                return error
+
+        outcome = await stop.guard(in_store)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     try:
-        with terminable(), quiet_stdout(show), show.running(name, decided) as observer:
-            return anyio.run(work, observer)
-    except KeyboardInterrupt:
-        raise interrupted(commands if begun.yes else None, url != MEMORY) from None
+        with quiet_stdout(show), show.running(name, decided) as observer, stop.listening():
+            outcome = anyio.run(work, observer)
     except BindingError as error:
         raise DefinitionError(f"{error}{_hooks_hint(error)}") from error
     finally:
         end_models()
+    if outcome is None:
+        raise interrupted(commands if stop.begun else None, url != MEMORY)
+    return outcome
 
 
 def _hooks_hint(error: BindingError) -> str:
@@ -131,20 +132,6 @@ def report(outcome: Outcome, show: Show, commands: Commands, verbose: int) -> in
 
         complain("".join(traceback.format_exception(outcome.cause)).rstrip())
     return exit_code(outcome)
-
-
-@contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM ends a run as Ctrl-C does: in good order, to be resumed."""
-
-    def stop(*_: Any) -> None:
-        signal.raise_signal(signal.SIGINT)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

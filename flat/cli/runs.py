@@ -134,7 +134,7 @@ def _facts(execution: Execution, snapshot: Snapshot) -> list[tuple[str, str]]:
         ("state", f"{root.node} (step {snapshot.steps})"),
         ("started", _when(execution.created_at)),
         ("took", seconds(execution.updated_at - execution.created_at)),
-        ("checkpoints", count(execution.seq + 1, "checkpoint")),
+        ("stored", count(execution.seq + 1, "checkpoint")),
     ]
     if spent.calls:
         tokens = spent.input_tokens + spent.output_tokens

@@ -11,12 +11,12 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from flat.cli.ending import complain, say, say_json
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from flat.cli.live import Bar
     from flat.hooks.observer import Observer
     from flat.runtime import Outcome
 
@@ -55,9 +55,14 @@ def show_for(*, json: bool, quiet: bool, plain: bool) -> Show:
         return QuietShow()
     if plain or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
         return PlainShow()
-    from flat.cli.live import LiveShow
-
     return LiveShow()
+
+
+def loading(what: str, *, json: bool, quiet: bool, plain: bool) -> Show:
+    """Say at once what is being done, before the engine is imported, and give what shows the rest."""
+    show = show_for(json=json, quiet=quiet, plain=plain)
+    show.loading(what)
+    return show
 
 
 def output_text(output: Any) -> str:
@@ -120,6 +125,36 @@ class PlainShow:
     def result(self, outcome: Outcome) -> None:
         if outcome.status == "done":
             say(output_text(outcome.output))
+
+
+class LiveShow(PlainShow):
+    """A view that is redrawn in place. What draws is imported when there is something to draw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bar: Bar | None = None
+
+    def note(self, line: str) -> None:
+        self._end_bar()
+        super().note(line)
+
+    def download(self, done: int, total: int) -> None:
+        from flat.cli.live import Bar
+
+        self._bar = self._bar or Bar(total)
+        self._bar.update(done)
+
+    def _end_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    @contextlib.contextmanager
+    def running(self, name: str, decided: str = "") -> Iterator[Observer | None]:
+        from flat.cli.live import live_view
+
+        with live_view(name, decided) as progress:
+            yield progress
 
 
 class JsonShow:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from flat.cli.text import count, money, one_line, seconds
 from flat.core.events import Spent
 from flat.hooks.observer import Notice
@@ -27,6 +30,12 @@ def doubt_words(what: str, kind: str, policy: str, decided: str = "") -> str:
     else:
         then = "asked again" if kind == "call" else "done again"
     return one_line(f"{what} was in flight when the last run ended; {then}")
+
+
+def failure_words(facts: Mapping[str, Any], width: int) -> str:
+    """What went wrong with an effect. Of a model's failures the code says more than the class."""
+    agent = facts["type"] == "AgentFailed" and facts["names"]
+    return one_line(f"{facts['names'][0] if agent else facts['type']}: {facts['message']}", width)
 
 
 def pause_words(left: float, trouble: str) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from flat.core.effects import AwaitSignal, Effect, RunHook, Sleep, instance_of
+from flat.core.effects import AwaitSignal, Effect, RunHook, Sleep
 from flat.core.events import Cancelled, Done, Doubted, Event, Failed, Resumed, Spent, Started, Steered
 from flat.core.explain import explained
 from flat.core.failure import Failure, error_target
@@ -62,7 +62,7 @@ def advance(program: Program, snapshot: Snapshot, event: Event) -> Advance:
     if snapshot.status in FINISHED:
         raise UnexpectedEvent(f'execution "{snapshot.execution_id}" is {snapshot.status}')
     if isinstance(event, ANSWERS):
-        instance = snapshot.instances.get(instance_of(event.effect_id))
+        instance = snapshot.instances.get(event.effect_id.partition("/")[0])
         if instance is None or event.effect_id not in instance.pending:
             raise UnexpectedEvent(f'effect "{event.effect_id}" is not pending in execution "{snapshot.execution_id}"')
         turn = Turn(program, snapshot, instance, event.at)
@@ -110,12 +110,13 @@ class Turn:
 
     __slots__ = (
         "_op", "_scope", "at", "context", "deadline", "effects", "failure", "instance", "local", "node", "output",
-        "path", "pending", "program", "reason", "result", "snapshot", "spent", "status", "step", "steps",
+        "path", "pending", "place", "program", "reason", "result", "snapshot", "spent", "status", "step", "steps",
     )  # fmt: skip
 
     def __init__(self, program: Program, snapshot: Snapshot, instance: Instance, at: float) -> None:
         self.program, self.snapshot, self.instance, self.at = program, snapshot, instance, at
         self.node = instance.node
+        self.place: Node | None = program.nodes.get(instance.node)
         self._op = instance.op
         self.step = instance.step
         self.output = instance.output
@@ -141,8 +142,7 @@ class Turn:
 
     @property
     def hooks(self) -> HookRefs:
-        node = self.program.nodes[self.node]
-        return self.program.lifecycle if self.node in VIRTUAL else node.hooks
+        return self.place.hooks if self.place is not None else ()
 
     def effect_id(self, key: str, suffix: str = "") -> str:
         if suffix:
@@ -180,10 +180,13 @@ class Turn:
 
     def answer(self, event: Done | Failed) -> None:
         """Give the event to the op that asked, and go on."""
-        if (node := self.program.nodes.get(self.node)) is None:
+        if (node := self.place) is None:
             self.fail_lost()
             return
-        self.pending = tuple(p for p in self.pending if p != event.effect_id)
+        if len(self.pending) == 1:
+            self.pending = ()
+        else:
+            self.pending = tuple(p for p in self.pending if p != event.effect_id)
         if isinstance(event, Failed) and event.usage is not None:
             self.spend(event.usage)
         if self._op == ERROR_HOOK:
@@ -223,17 +226,19 @@ class Turn:
                 self.take_next(answer)
                 at += 1
             elif isinstance(answer, Goto):
-                if not self.enter_quietly(answer.target):
+                entered = self.enter_quietly(answer.target)
+                if entered is None:
                     return
-                node, at = self.program.nodes[self.node], 0
+                node, at = entered, 0
             elif isinstance(answer, Block):
                 self.block(answer)
                 return
             elif isinstance(answer, Raise) and (target := self.caught(answer.failure)) is not None:
                 self.noted(answer.failure)
-                if not self.enter_quietly(target):
+                entered = self.enter_quietly(target)
+                if entered is None:
                     return
-                node, at = self.program.nodes[self.node], 0
+                node, at = entered, 0
             elif self.apply(answer):
                 at += 1
             else:
@@ -277,39 +282,46 @@ class Turn:
         self.local = answer.local
 
     def enter(self, target: str) -> None:
-        if self.enter_quietly(target):
-            self.run(self.program.nodes[self.node], 0)
+        if (node := self.enter_quietly(target)) is not None:
+            self.run(node, 0)
 
-    def enter_quietly(self, target: str) -> bool:
-        """Move the cursor to the beginning of a node. False when a limit says no."""
+    def enter_quietly(self, target: str) -> Node | None:
+        """Move the cursor to the beginning of a node. None when a limit says no."""
         if self._op and self.node not in VIRTUAL:
             self.path.append(("leave", self.node, self.step))
-        node = self.program.nodes.get(target)
+        node: Node | None
+        try:
+            node = self.program.nodes[target]
+        except KeyError:
+            node = None
+        self.place = node
         self.node, self._op, self.local, self.pending, self.deadline = target, "", None, (), None
         if target != END:
             self.output = None
         if node is None:
             self.fail(Failure(type="UnknownName", message=f'there is no state "{target}"'))
-            return False
+            return None
         if target not in VIRTUAL:
-            if not self.within_limits():
-                return False
+            snapshot = self.snapshot
+            if (snapshot.max_steps is not None and self.steps >= snapshot.max_steps) or (
+                snapshot.max_agent_calls is not None and self.spent.calls >= snapshot.max_agent_calls
+            ):
+                self.reach_limit()
+                return None
             self.steps += 1
             self.step = self.steps
             self.path.append(("enter", target, self.step))
         if node.timeout:
             self.deadline = self.at + node.timeout
         self._scope = None
-        return True
+        return node
 
-    def within_limits(self) -> bool:
-        """Whether another node may be entered; if not, the execution stops here with status `limit`."""
+    def reach_limit(self) -> None:
+        """The next node is not entered: the execution stops before it, and can go on with more."""
         snapshot = self.snapshot
-        if snapshot.max_steps is not None and self.steps >= snapshot.max_steps:
-            self.status, self.reason = "limit", f"max_steps ({snapshot.max_steps}) reached"
-        elif snapshot.max_agent_calls is not None and self.spent.calls >= snapshot.max_agent_calls:
-            self.status, self.reason = "limit", f"max_agent_calls ({snapshot.max_agent_calls}) reached"
-        return self.status == "running"
+        by_steps = snapshot.max_steps is not None and self.steps >= snapshot.max_steps
+        name, limit = ("max_steps", snapshot.max_steps) if by_steps else ("max_agent_calls", snapshot.max_agent_calls)
+        self.status, self.reason = "limit", f"{name} ({limit}) reached"
 
     # -- ends and errors ----------------------------------------------------------
 

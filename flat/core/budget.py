@@ -17,6 +17,9 @@ ELEMENT = 32
 GRAIN = 64
 """Characters or elements that can be looked through for the price of one step."""
 
+PACE = 8
+"""Characters, or 4 for an element, that can be walked for the price of one step."""
+
 
 class Budget:
     """Steps and characters left; whatever would overdraw them raises `Refusal`."""
@@ -42,14 +45,26 @@ class Budget:
         self.work(count)
 
     def look(self, value: Any, price: int = 1) -> None:
-        """Pay for looking through a value once."""
+        """Pay for looking through a value once, at so many 64ths of a step for a character or element."""
         if isinstance(value, str | list | tuple | dict | range):
             self.work(1 + len(value) * price // GRAIN)
 
+    def compare(self, value: Any) -> None:
+        """Pay for comparing a value with another."""
+        if isinstance(value, list | tuple | dict):
+            self.walk(value)
+        else:
+            self.look(value)
+
+    def walk(self, value: Any) -> int:
+        """Pay for going through a value to its leaves, and tell its size in characters and elements."""
+        size = weigh(value, self.steps * PACE)
+        self.work(1 + size // PACE)
+        return size
+
     def weigh(self, value: Any) -> int:
-        """Pay for walking a value to its leaves, and tell its size in characters and elements."""
-        size = weigh(value, self.limits.volume)
-        self.work(1 + size // GRAIN)
+        """`walk`, and refuse a value that could not be written."""
+        size = self.walk(value)
         if size > self.limits.output:
             raise Refusal(f"a value holds more than {self.limits.output:,} characters and elements")
         return size

@@ -19,7 +19,8 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
 
@@ -156,11 +157,7 @@ class Codec:
                 return blobs[data].decode("utf-8", "surrogatepass")
             except KeyError:
                 raise IncompatibleSnapshot(f"the blob {data} is missing from the store") from None
-        if name == "int":
-            return int(data)
-        if name == "text":
-            return bytes.fromhex(data).decode("utf-8", "surrogatepass")
-        decode = self.types.by_name.get(name)
+        decode = _OWN.get(name) or self.types.by_name.get(name)
         if decode is None and self.opaque:
             return Opaque(name, data)
         if decode is None:
@@ -197,7 +194,7 @@ class Codec:
             "at": snapshot.at,
             "output": self.plain(snapshot.output, "output", blobs),
             "failure": self.plain(snapshot.failure, "failure", blobs),
-            "reason": snapshot.reason,
+            "reason": self.plain(snapshot.reason, "reason", None),
             "parent": snapshot.parent,
             "depth": snapshot.depth,
             "log_length": snapshot.log_length,
@@ -214,7 +211,10 @@ class Codec:
 
     def snapshot(self, body: bytes, blobs: Mapping[str, bytes]) -> Snapshot:
         """Read a base."""
-        data = _load(body)
+        with _undamaged():
+            return self._read_base(_load(body), blobs)
+
+    def _read_base(self, data: dict[str, Any], blobs: Mapping[str, bytes]) -> Snapshot:
         if data.get("format") != FORMAT:
             raise IncompatibleSnapshot(f"checkpoint format {data.get('format')!r}, this release reads {FORMAT}")
         instances = {
@@ -228,7 +228,7 @@ class Codec:
         return Snapshot(
             data["id"], data["status"], data["steps"], instances, self.value(data["spent"], blobs), data["max_steps"],
             data["max_agent_calls"], data["started_at"], data["at"], self.value(data["output"], blobs),
-            self.value(data["failure"], blobs), data["reason"], data["parent"], data["depth"], data["log_length"],
+            self.value(data["failure"], blobs), self.value(data["reason"], blobs), data["parent"], data["depth"], data["log_length"],
         )  # fmt: skip
 
     # -- deltas -------------------------------------------------------------------
@@ -247,7 +247,7 @@ class Codec:
         if new.spent is not old.spent:
             data["u"] = self.plain(new.spent, "spent", blobs)
         if new.status != old.status or new.status != "running":
-            data["S"] = [new.status, new.reason]
+            data["S"] = [new.status, self.plain(new.reason, "reason", None)]
             data["r!"] = self.plain(new.output, "output", blobs)
             data["f"] = self.plain(new.failure, "failure", blobs)
         if new.max_steps != old.max_steps or new.max_agent_calls != old.max_agent_calls:
@@ -275,10 +275,8 @@ class Codec:
             data["n"] = new.node
         if new.op != old.op:
             data["o"] = new.op
-        if new.step != old.step:
+        if new.step != data.get("s", old.step):
             data["v"] = new.step
-            if data.get("s") == new.step:
-                del data["v"]
         if new.output is not old.output:
             data["r"] = self.plain(new.output, "output", blobs)
         if new.local is not old.local:
@@ -322,7 +320,10 @@ class Codec:
 
     def applied(self, snapshot: Snapshot, body: bytes, blobs: Mapping[str, bytes]) -> Snapshot:
         """The snapshot with a delta applied."""
-        data = _load(body)
+        with _undamaged():
+            return self._applied(snapshot, _load(body), blobs)
+
+    def _applied(self, snapshot: Snapshot, data: dict[str, Any], blobs: Mapping[str, bytes]) -> Snapshot:
         steps = data.get("s", snapshot.steps)
         instances = dict(snapshot.instances)
         if "i" in data:
@@ -336,7 +337,7 @@ class Codec:
                     instances[key] = self._instance_applied(instances[key], change, steps, blobs)
         elif ROOT in instances and len(instances) == 1:
             instances[ROOT] = self._instance_applied(instances[ROOT], data, data.get("s"), blobs)
-        status, reason = data.get("S", ("running", ""))
+        status, reason = self.value(data.get("S", ["running", ""]), blobs)
         max_steps, max_agent_calls = data.get("m", (snapshot.max_steps, snapshot.max_agent_calls))
         return Snapshot(
             snapshot.execution_id, status, steps, instances,
@@ -403,6 +404,15 @@ def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
 
 
+@contextmanager
+def _undamaged() -> Iterator[None]:
+    """What a stored body lacks, or holds in a form that we never write, is damage."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise IncompatibleSnapshot(f"a stored body is damaged: {error!r}") from error
+
+
 def _load(body: bytes) -> dict[str, Any]:
     try:
         data = orjson.loads(body)
@@ -452,6 +462,7 @@ def _number(value: float, path: str, blobs: Blobs) -> Any:
 
 
 _MISSING = object()
+_OWN: dict[str, Decoder] = {"int": int, "text": lambda data: bytes.fromhex(data).decode("utf-8", "surrogatepass")}
 _EMPTY: dict[str, Any] = {
     "format": FORMAT, "id": "", "status": "running", "steps": 0, "spent": {"$": ["Spent", {}]}, "max_steps": None,
     "max_agent_calls": None, "started_at": 0, "at": 0, "output": None, "failure": None, "reason": "", "parent": None,

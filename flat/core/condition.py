@@ -31,7 +31,7 @@ from flat.core.expression import (
     Path,
     parse,
     show,
-)  # fmt: skip
+)
 from flat.core.operators import Refusal, describe
 from flat.core.values import Reader, Scope, member, path_reader
 from flat.errors import ExpressionError, Location, did_you_mean
@@ -103,15 +103,17 @@ class Condition:
 
     def _compiled(self) -> Test:
         if self._test is None:
-            always: Test = _always
-            test = (
-                always
-                if not self.source.strip()
-                else _Compiler(self.source, self.roots).test(parse(self.source))
-            )
-            object.__setattr__(self, "_test", test)
-            return test
+            object.__setattr__(self, "_test", self._compile())
+        assert self._test is not None
         return self._test
+
+    def _compile(self) -> Test:
+        if not self.source.strip():
+            return _always
+        try:
+            return _Compiler(self.source, self.roots).test(parse(self.source))
+        except RecursionError:
+            raise ExpressionError("the condition is nested too deeply") from None
 
     def _placed(self, error: ExpressionError) -> ExpressionError:
         """The same error, with this condition's text and the place in its file."""
@@ -216,13 +218,10 @@ class _Compiler:
             right = {"true": "true", "false": "false"}.get(node.root.lower(), "null")
             message, hint = f"unknown name `{node.root}`", f"write `{right}`"
         else:
-            close = did_you_mean(node.root, self.roots)
             message = f"unknown name `{node.root}`"
-            hint = (
-                close
-                if close.startswith("did")
-                else f"write `context.{show(node)}`, or quote it if it is text"
-            )
+            hint = f"write `context.{show(node)}`, or quote it if it is text"
+            if close := difflib.get_close_matches(node.root, self.roots, n=1, cutoff=0.75):
+                hint = did_you_mean(node.root, close)
         raise ExpressionError(message, source=self.source, offset=node.offset, hint=hint)
 
     def _logic(self, node: Logic) -> Test:
@@ -269,12 +268,11 @@ class _Compiler:
         relation = self._relation(symbol, left, right, offset)
         value = self.value(left)
         if isinstance(right, Literal):
-            constant = right.value
             quick = _EQUALITY.get(symbol) or _ORDER.get(symbol)
-            if quick is not None and type(constant) in (int, float, str):
+            if quick is not None and type(right.value) in _PLAIN:
                 if isinstance(left, Path) and len(left.names) == 1:
-                    return _path_against_constant(left.root, left.names[0], quick, relation, constant)
-                return lambda scope: relation(value(scope), constant)
+                    return _path_against_constant(left.root, left.names[0], quick, relation, right.value)
+                return _against_constant(value, quick, relation, right.value)
         other = self.value(right)
         return lambda scope: relation(value(scope), other(scope))
 
@@ -378,9 +376,7 @@ class _Compiler:
     def _refused(self, refusal: Refusal, operands: tuple[Node, ...], offset: int) -> ExpressionError:
         """What an operator refused, told in the condition's own words."""
         named = [f"`{_brief_source(show(operand))}`" for operand in operands]
-        message = refusal.message
-        for number, name in enumerate(named):
-            message = message.replace(f"{{{number}}}", name, 1)
+        message = refusal.naming(*named)
         culprit = operands[refusal.culprit] if refusal.culprit is not None else None
         path = show(culprit) if isinstance(culprit, Path) else ""
         at = culprit.offset if isinstance(culprit, Path) else offset
@@ -406,6 +402,18 @@ def _path_against_constant(
         if type(value) is kind:
             return quick(value, constant)  # type: ignore[no-any-return]
         return relation(value, constant)
+
+    return test
+
+
+def _against_constant(
+    value: Reader, quick: Callable[[Any, Any], Any], relation: Callable[[Any, Any], bool], constant: Any
+) -> Test:
+    kind = type(constant)
+
+    def test(scope: Scope) -> bool:
+        found = value(scope)
+        return quick(found, constant) if type(found) is kind else relation(found, constant)
 
     return test
 

@@ -23,8 +23,8 @@ from flat.core.expression_advice import advise
 from flat.errors import ExpressionError
 
 MAX_SOURCE = 10_000
-MAX_DEPTH = 100
-MAX_LINKS = 300
+MAX_DEPTH = 50
+MAX_LINKS = 100
 MAX_DIGITS = 1_000
 
 
@@ -155,14 +155,14 @@ class _Parser:
         """Raise for what stands at the token in front, with advice for the mistakes people make."""
         raise advise(self.source, self.offset if offset is None else offset)
 
-    def refuse(self, message: str, offset: int, hint: str = "") -> NoReturn:
-        raise ExpressionError(message, source=self.source, offset=offset, hint=hint)
+    def problem(self, message: str, offset: int, hint: str = "") -> ExpressionError:
+        return ExpressionError(message, source=self.source, offset=offset, hint=hint)
 
     def link(self) -> None:
         """Count what makes the tree grow to the left, which nesting does not bound."""
         self.links += 1
         if self.links > MAX_LINKS:
-            self.refuse(f"the condition has more than {MAX_LINKS} operators", self.offset)
+            raise self.problem(f"the condition has more than {MAX_LINKS} operators", self.offset)
 
     def expect(self, symbol: str) -> None:
         if self.kind != "symbol" or self.text != symbol:
@@ -172,13 +172,12 @@ class _Parser:
     def expression(self, floor: int, depth: int) -> Node:
         """The longest expression from here whose operators bind tighter than `floor`."""
         if depth > MAX_DEPTH:
-            self.refuse(f"the condition is nested more than {MAX_DEPTH} levels deep", self.offset)
+            raise self.problem(f"the condition is nested more than {MAX_DEPTH} levels deep", self.offset)
         left = self.operand(floor, depth)
         while self.kind == "symbol":
             power = _POWER.get(self.text, 0)
             if power <= floor:
                 break
-            self.link()
             left = self.operation(left, power, depth)
         return left
 
@@ -192,6 +191,7 @@ class _Parser:
                 self.advance()
                 parts.append(self.expression(power, depth))
             return Logic(symbol, tuple(parts), offset)
+        self.link()
         self.advance()
         return Binary(symbol, left, self.expression(power, depth), offset)
 
@@ -218,7 +218,7 @@ class _Parser:
             node = Literal(self.string(), offset)
         elif text == "not":
             if floor >= _COMPARE:
-                self.refuse("`not` needs parentheses here", offset, "write `(not …)`")
+                raise self.problem("`not` needs parentheses here", offset, "write `(not …)`")
             self.advance()
             return Not(self.expression(_NOT - 1, depth + 1), offset)
         elif text == "-":
@@ -256,13 +256,14 @@ class _Parser:
                 self.fail()
             if self.text == "[":
                 self.advance()
-                node = Index(node, self.expression(0, depth), offset)
+                node = Index(node, self.expression(0, depth + 1), offset)
                 self.expect("]")
                 continue
             self.advance()
             if self.kind != "name":
                 self.fail()
             for name in self.text.split("."):
+                self.link()
                 node = (
                     Path(node.root, (*node.names, name), node.offset)
                     if isinstance(node, Path)
@@ -285,10 +286,10 @@ class _Parser:
 
     def number(self, text: str, offset: int) -> int | float:
         if len(text) > MAX_DIGITS:
-            self.refuse(f"the number has more than {MAX_DIGITS:,} digits", offset)
+            raise self.problem(f"the number has more than {MAX_DIGITS:,} digits", offset)
         end = offset + len(text)
         if self.source[end : end + 1].isalnum() or self.source[end : end + 1] == "_":
-            self.refuse("a name cannot begin with a digit", offset, "quote it if it is text")
+            raise self.problem("a name cannot begin with a digit", offset, "quote it if it is text")
         try:
             return int(text, 0)
         except ValueError:
@@ -298,7 +299,7 @@ class _Parser:
                 return float(text)
         except ValueError:
             pass
-        self.refuse(f"`{text}` is not a number", offset)
+        raise self.problem(f"`{text}` is not a number", offset)
 
     def string(self) -> str:
         """One string, or several side by side joined."""
@@ -318,7 +319,7 @@ class _Parser:
                 return chr(int(escape, 8))
             code = int(escape[1:], 16) if len(escape) > 1 else -1
             if not 0 <= code <= 0x10FFFF:
-                self.refuse(f"`\\{escape}` is not an escape", self.offset + 1 + found.start())
+                raise self.problem(f"`\\{escape}` is not an escape", self.offset + 1 + found.start())
             return chr(code)
 
         return _ESCAPE.sub(character, body)

@@ -14,6 +14,9 @@ from typing import Any
 MAX_INT_BITS = 4096
 """Whole numbers beyond 1,200 digits are refused."""
 
+LEFT, RIGHT = "\x00", "\x01"
+"""Stand for the operands in a refusal's message, until `Refusal.naming` says what they are called."""
+
 
 class Refusal(Exception):
     """An operator will not be applied to these operands. `culprit` is the operand's number, if one is."""
@@ -21,6 +24,10 @@ class Refusal(Exception):
     def __init__(self, message: str, hint: str = "", culprit: int | None = None) -> None:
         super().__init__(message)
         self.message, self.hint, self.culprit = message, hint, culprit
+
+    def naming(self, left: str, right: str = "") -> str:
+        """The message, with names for the operands."""
+        return self.message.replace(LEFT, left).replace(RIGHT, right)
 
 
 def describe(value: Any) -> str:
@@ -52,7 +59,7 @@ def ordered(compare: Callable[[Any, Any], Any], left: Any, right: Any) -> bool:
         return bool(compare(left, right))
     except TypeError:
         culprit = 0 if isinstance(left, str) or not is_number(left) else 1
-        raise Refusal("{0} is " + describe(left) + ", {1} is " + describe(right), culprit=culprit) from None
+        raise Refusal(f"{LEFT} is {describe(left)}, {RIGHT} is {describe(right)}", culprit=culprit) from None
 
 
 def contains(container: Any, item: Any) -> bool:
@@ -61,7 +68,9 @@ def contains(container: Any, item: Any) -> bool:
         return False
     if isinstance(container, str):
         if not isinstance(item, str):
-            message = "{1} is text, so {0} must be text to be looked for in it, but is " + describe(item)
+            message = (
+                f"{RIGHT} is text, so {LEFT} must be text to be looked for in it, but is {describe(item)}"
+            )
             raise Refusal(message, culprit=0)
         return item in container
     if isinstance(container, list | tuple | set | frozenset | range):
@@ -74,7 +83,7 @@ def contains(container: Any, item: Any) -> bool:
             return item in container
         except TypeError:
             return False
-    raise Refusal("{1} is " + describe(container) + "; `in` needs a list, a mapping or text", culprit=1)
+    raise Refusal(f"{RIGHT} is {describe(container)}; `in` needs a list, a mapping or text", culprit=1)
 
 
 def add(left: Any, right: Any, *, limit: int) -> Any:
@@ -123,7 +132,7 @@ def arithmetic(symbol: str, left: Any, right: Any) -> Any:
     if not (is_number(left) and is_number(right)):
         raise _mismatch(symbol, left, right)
     if symbol != "-" and right == 0:
-        raise Refusal("division by zero: {1} is 0", culprit=1)
+        raise Refusal(f"division by zero: {RIGHT} is 0", culprit=1)
     try:
         return _bounded(_ARITHMETIC[symbol](left, right))
     except OverflowError:
@@ -140,26 +149,26 @@ _ARITHMETIC: Mapping[str, Callable[[Any, Any], Any]] = {
 
 def negate(value: Any) -> Any:
     if not is_number(value):
-        raise Refusal("{0} is " + describe(value) + "; only a number can be negated", culprit=0)
+        raise Refusal(f"{LEFT} is {describe(value)}; only a number can be negated", culprit=0)
     return -value
 
 
 def weigh(value: Any, limit: int) -> int:
-    """Elements and characters in a value, at any depth; stops counting soon after `limit`."""
-    total, stack = 0, [value]
+    """Characters in a value at any depth, and 4 for each element; stops counting soon after `limit`."""
+    if isinstance(value, str):
+        return len(value)
+    total, stack = 1, [value]
     while stack and total <= limit:
         top = stack.pop()
-        total += 1
-        if isinstance(top, str):
-            total += len(top)
-        elif isinstance(top, Mapping):
-            if len(top) + total > limit:
-                return total + len(top)
-            stack.extend(top.values())
-        elif isinstance(top, list | tuple):
-            if len(top) + total > limit:
-                return total + len(top)
-            stack.extend(top)
+        items = top.values() if isinstance(top, Mapping) else top if isinstance(top, list | tuple) else ()
+        total += 4 * len(items)
+        if total > limit:
+            break
+        for item in items:
+            if isinstance(item, str):
+                total += len(item)
+            elif isinstance(item, list | tuple | Mapping):
+                stack.append(item)
     return total
 
 
@@ -186,5 +195,5 @@ def _mismatch(symbol: str, left: Any, right: Any) -> Refusal:
     elif isinstance(left, Sized) != isinstance(right, Sized) and symbol == "+":
         hint = "`+` adds numbers, or joins text to text and a list to a list"
     culprit = next((n for n, v in enumerate((left, right)) if not is_number(v)), None)
-    message = "`" + symbol + "` does not apply: {0} is " + describe(left) + ", {1} is " + describe(right)
+    message = f"`{symbol}` does not apply: {LEFT} is {describe(left)}, {RIGHT} is {describe(right)}"
     return Refusal(message, hint, culprit)

@@ -6,7 +6,7 @@ steers the beginning or the end; visits to them are not counted as steps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -61,6 +61,8 @@ class Program:
     context: CompiledMapping
     nodes: Mapping[str, Node]
     lifecycle: HookRefs = ()
+    hooks: tuple[HookRefs, ...] = ()
+    """Every reference to hooks that some node has, once."""
     limits: Limits = field(default_factory=Limits)
     agents: Mapping[str, Any] = field(default_factory=dict)
     """Plain configuration of each agent, as the agent layer reads it."""
@@ -75,31 +77,69 @@ class Program:
         return START if START in self.nodes else self.initial
 
 
+class LazyNodes(dict[str, Node]):
+    """Nodes by name, each made when it is first asked for: a run that visits ten of a thousand makes ten.
+
+    A dict underneath, because looking up a node that is there must cost no more than that.
+    """
+
+    def __init__(self, names: Iterable[str], make: Callable[[str], Node]) -> None:
+        super().__init__()
+        self._names = dict.fromkeys(names)
+        self._make = make
+
+    def __missing__(self, name: str) -> Node:
+        if name not in self._names:
+            raise KeyError(name)
+        node = self[name] = self._make(name)
+        return node
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self._names else default
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def keys(self) -> Any:
+        return self._names.keys()
+
+    def values(self) -> Any:
+        return [self[name] for name in self._names]
+
+    def items(self) -> Any:
+        return [(name, self[name]) for name in self._names]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mapping) and dict(self.items()) == dict(other.items())
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 def bound(program: Program, steers: Mapping[HookRefs, frozenset[str]]) -> Program:
     """The program without the hook points that nobody steers.
 
     `steers` tells, for each hooks reference in the program, the points that its object overrides with code
     that may change something. The digest stays: what is left out would have answered "unchanged".
     """
-    nodes: dict[str, Node] = {}
-    changed = False
-    for name, node in program.nodes.items():
-        points = steers.get(program.lifecycle if name in (START, END) else node.hooks, frozenset())
-        if name in (START, END) and not points & {"machine_start", "machine_end"} & {_point(node)}:
-            changed = True
-            continue
-        ops = tuple(
-            replace(op, steered=False) if isinstance(op, Branch) and op.steered and "transition" not in points else op
-            for op in node.ops
-            if not (isinstance(op, Hook) and op.point not in points)
-        )
-        steered = node.error_steered and "error" in points
-        if ops != node.ops or steered != node.error_steered:
-            changed = True
-            node = replace(node, ops=ops, error_steered=steered)
-        nodes[name] = node
-    return replace(program, nodes=nodes) if changed else program
+    lifecycle = steers.get(program.lifecycle, frozenset())
+    unsteered = {START} - ({START} if "machine_start" in lifecycle else set())
+    unsteered |= {END} - ({END} if "machine_end" in lifecycle else set())
+    names = [name for name in program.nodes if name not in unsteered]
+    nodes = LazyNodes(names, lambda name: _bound_node(program.nodes[name], steers))
+    return replace(program, nodes=nodes)
 
 
-def _point(node: Node) -> str:
-    return next((op.point for op in node.ops if isinstance(op, Hook)), "")
+def _bound_node(node: Node, steers: Mapping[HookRefs, frozenset[str]]) -> Node:
+    points = steers.get(node.hooks, frozenset())
+    ops = tuple(
+        replace(op, steered=False) if isinstance(op, Branch) and op.steered and "transition" not in points else op
+        for op in node.ops
+        if not (isinstance(op, Hook) and op.point not in points)
+    )
+    return replace(node, ops=ops, error_steered=node.error_steered and "error" in points)

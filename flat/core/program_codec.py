@@ -11,16 +11,16 @@ changes no digest.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
 from flat.core.condition import Condition
 from flat.core.hookref import HookRef
 from flat.core.ops import Action, Arm, Assign, Branch, Call, Finish, Hook, Wait
-from flat.core.program import Limits, Node, Program
+from flat.core.program import LazyNodes, Limits, Node, Program
 from flat.core.strategies import Retry, Single
 from flat.core.template import CompiledMapping, Template, compile_value
 from flat.errors import IncompatibleSnapshot, Location
@@ -48,9 +48,10 @@ def program_from_data(data: Mapping[str, Any]) -> Program:
     """Undo `program_to_data`."""
     if data.get("format") != FORMAT:
         raise IncompatibleSnapshot(f"program format {data.get('format')!r}, this release reads {FORMAT}")
+    nodes = data["nodes"]
     return Program(
         name=data["name"], kind=data["kind"], spec_version=data["spec_version"], initial=data["initial"],
-        context=_decode(data["context"]), nodes=LazyNodes(data["nodes"]), lifecycle=_decode(data["lifecycle"]),
+        context=_decode(data["context"]), nodes=LazyNodes(nodes, lambda name: cast(Node, _decode(nodes[name]))), lifecycle=_decode(data["lifecycle"]), hooks=_decode(data["hooks"]),
         limits=_decode(data["limits"]), agents=data["agents"], settings=data["settings"], digest=data["digest"],
         uses_machine=data["uses_machine"],
     )  # fmt: skip
@@ -65,6 +66,7 @@ def _program(program: Program, *, places: bool) -> dict[str, Any]:
         "context": _encode(program.context, places),
         "nodes": {name: _encode(node, places) for name, node in program.nodes.items()},
         "lifecycle": _encode(program.lifecycle, places),
+        "hooks": _encode(program.hooks, places),
         "limits": _encode(program.limits, places),
         "agents": {
             name: config if places else {k: v for k, v in config.items() if k != "places"}
@@ -73,29 +75,6 @@ def _program(program: Program, *, places: bool) -> dict[str, Any]:
         "settings": dict(program.settings),
         "uses_machine": program.uses_machine,
     }
-
-
-class LazyNodes(Mapping[str, Node]):
-    """Nodes by name, decoded when they are first asked for."""
-
-    def __init__(self, data: Mapping[str, Any]) -> None:
-        self._data = data
-        self._nodes: dict[str, Node] = {}
-
-    def __getitem__(self, name: str) -> Node:
-        node = self._nodes.get(name)
-        if node is None:
-            node = self._nodes[name] = _decode(self._data[name])
-        return node
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._data)
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._data
 
 
 def _encode(value: Any, places: bool) -> Any:
@@ -136,7 +115,9 @@ def _decode(data: Any) -> Any:
 
 def _mapping(data: list[Any]) -> CompiledMapping:
     marks = {tuple(path): _location(place) for path, place in data[3]}
-    return compile_value(data[1], lambda *keys: marks.get(keys), native=bool(data[2] & 1), lenient=bool(data[2] & 2))
+    native, lenient = bool(data[2] & 1), bool(data[2] & 2)
+    mapping: dict[str, Any] = data[1]
+    return compile_value(mapping, lambda *keys: marks.get(keys), native=native, lenient=lenient)
 
 
 _TAGS: dict[str, Callable[[list[Any]], Any]] = {

@@ -303,7 +303,7 @@ class _Renderer:
             return self._undefined(error, line, scope)
         offset = line_of(template.source, line) if line and line > 1 else None
         if isinstance(error, Refusal):
-            message = error.message.replace("{0}", "the left side").replace("{1}", "the right side")
+            message = error.naming("the left side", "the right side")
             return template.error(message, offset, error.hint)
         if isinstance(error, RecursionError):
             return template.error("the template calls itself too deeply", offset)

@@ -7,6 +7,7 @@ that would hand out markup objects or random choices, are ours or are left out. 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -30,30 +31,15 @@ _PRICES = {
     "abs": 1, "batch": 8, "capitalize": 1, "center": 1, "count": 0, "d": 0, "default": 0, "dictsort": 16,
     "filesizeformat": 1, "first": 0, "float": 1, "groupby": 32, "int": 1, "items": 1, "last": 0, "length": 0,
     "list": 1, "lower": 1, "map": 32, "max": 8, "min": 8, "reject": 32, "rejectattr": 32, "reverse": 1,
-    "round": 1, "select": 32, "selectattr": 32, "slice": 8, "sort": 32, "title": 16, "trim": 1, "truncate": 1,
-    "unique": 16, "upper": 1, "urlencode": 8, "wordcount": 8, "wordwrap": GRAIN,
+    "round": 1, "select": 32, "selectattr": 32, "slice": 8, "sort": 32, "trim": 1, "truncate": 1,
+    "unique": 16, "upper": 1, "urlencode": 8, "wordwrap": GRAIN,
 }  # fmt: skip
 """Jinja's own filters: for so many 64ths of a step they look at one character or element."""
 
-_OF_TEXT = frozenset(
-    (
-        "capitalize",
-        "center",
-        "lower",
-        "title",
-        "trim",
-        "truncate",
-        "upper",
-        "urlencode",
-        "wordcount",
-        "wordwrap",
-    )
-)
+_OF_TEXT = frozenset(("capitalize", "center", "lower", "trim", "truncate", "upper", "urlencode", "wordwrap"))
 _OF_LISTS = frozenset(
-    ("batch", "groupby", "list", "map", "reject", "select", "slice", "sort", "unique", "max", "min",
-    "rejectattr",
-     "selectattr")
-)  # fmt: skip
+    ("batch", "groupby", "list", "map", "reject", "select", "slice", "sort", "unique", "max", "min")
+) | {"rejectattr", "selectattr"}
 _SIZED = frozenset(("batch", "slice", "center", "round"))
 
 _TEXT_METHODS = frozenset(
@@ -121,10 +107,12 @@ def _stock(name: str, price: int) -> Function:
 
 
 def _pay_for_wrapping(budget: Budget, value: Any, width: int = 79, *args: Any, **kwargs: Any) -> None:
-    text = str(value)
+    """What `textwrap` does to a line grows with the square of its length."""
+    text, width = str(value), max(1, int(width))
+    longest = max((len(line.group()) for line in re.finditer("[^\n]+", text)), default=0)
+    budget.work(longest * longest // width // 1024)
     ends = kwargs.get("wrapstring", args[1] if len(args) > 1 else None) or "\n"
-    lines = 2 * len(text) // max(1, width) + text.count("\n") + 1
-    budget.produce(lines * len(ends))
+    budget.produce((2 * len(text) // width + text.count("\n") + 1) * len(ends))
 
 
 def _joined(budget: Budget, separator: str, items: Any) -> str:
@@ -171,6 +159,20 @@ def _indent(
     budget.produce(len(text) + (text.count("\n") + 1) * max(0, room))
     budget.look(text, 4)
     return str(STOCK["indent"](text, width, first, blank))
+
+
+@pass_context
+def _title(context: Context, value: Any) -> str:
+    budget, text = budget_of(context), _as_text(context, value)
+    budget.elements(2 * sum(map(text.count, " -\t\n({[<")))
+    return str(paid(budget, STOCK["title"](text)))
+
+
+@pass_context
+def _wordcount(context: Context, value: Any) -> int:
+    text = _as_text(context, value)
+    budget_of(context).look(text, 8)
+    return sum(1 for _ in re.finditer(r"\w+", text))
 
 
 @pass_context
@@ -246,11 +248,9 @@ def _as_text(context: Context, value: Any) -> str:
 def _call(context: Context, value: Any, name: str, /, *args: Any, **kwargs: Any) -> Any:
     """`value.name(…)` in a template."""
     budget = budget_of(context)
-    refuse_undefined(value)
-    budget.look(value)
-    for part in args:
+    for part in (value, *args):
         refuse_undefined(part)
-        budget.look(part)
+        budget.compare(part)
     if isinstance(value, LoopContext):
         _require_method(name, _LOOP_METHODS, "`loop`")
         return getattr(value, name)(*args, **kwargs)
@@ -331,7 +331,7 @@ def _built(context: Context, value: Any) -> Any:
 
 @pass_context
 def _seen(context: Context, value: Any) -> Any:
-    budget_of(context).look(value)
+    budget_of(context).compare(value)
     return value
 
 
@@ -348,12 +348,12 @@ def budget_of(context: Context) -> Budget:
 
 
 def _test(name: str) -> Function:
-    function: Function = STOCK_TESTS[name]
+    function: Any = STOCK_TESTS[name]
 
     @pass_context
     def run(context: Context, value: Any, /, *args: Any) -> Any:
         for part in (value, *args):
-            budget_of(context).look(part)
+            budget_of(context).compare(part)
         return function(value, *args)
 
     return run
@@ -364,6 +364,7 @@ FILTERS: dict[str, Function] = {
     "join": _join, "replace": _replace, "indent": _indent, "tojson": _tojson, "fromjson": _fromjson, "sum":
     _sum, "format": _format, "e": _escape, "escape": _escape, "forceescape": _escape, "safe": _string,
     "string": _string,
+    "title": _title, "wordcount": _wordcount,
 }  # fmt: skip
 """What a template may write after `|`."""
 

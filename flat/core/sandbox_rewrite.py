@@ -33,7 +33,7 @@ _ALLOWED: frozenset[type[nodes.Node]] = frozenset(
 )  # fmt: skip
 _REFUSED = {
     "Include": "`include`", "Import": "`import`", "FromImport": "`import`", "Extends": "`extends`",
-    "Block": "`block`", "NSRef": "assigning to an attribute", "ScopedEvalContextModifier": "`autoescape`",
+    "Block": "`block`", "NSRef": "assigning to an attribute", "Scope": "`autoescape`",
 }  # fmt: skip
 
 
@@ -61,7 +61,7 @@ class _Rewriter(NodeTransformer):
         kind = type(node).__name__
         if type(node) not in _ALLOWED:
             what = _REFUSED.get(kind, kind)
-            raise NotAllowed(f"{what} is not available in a template", node.lineno, what.strip("`"))
+            raise NotAllowed(f"{what} is not available in a template", node.lineno or 1, what.strip("`"))
         self.depth += 1
         self.count += 1
         if self.depth > MAX_DEPTH:

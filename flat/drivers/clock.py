@@ -38,6 +38,7 @@ class SystemClock:
             await anyio.sleep(min(left, 60.0))
 
     async def before(self, at: float, work: Callable[[], Awaitable[T]]) -> T:
-        with anyio.move_on_after(max(0.0, at - time.time())):
-            return await work()
+        if (left := at - time.time()) > 0:
+            with anyio.move_on_after(left):
+                return await work()
         raise DeadlinePassed

@@ -149,7 +149,7 @@ class DraftDict(dict[str, Any]):
         self._touched = True
         dict.__delitem__(self, key)
 
-    def __ior__(self, other: Any) -> DraftDict:  # type: ignore[override, misc]
+    def __ior__(self, other: Any) -> DraftDict:  # type: ignore[override]
         self.update(other)
         return self
 
@@ -255,7 +255,7 @@ class DraftList(list[Any]):
         self._rewrite()
         list.__delitem__(self, index)
 
-    def __imul__(self, n: SupportsIndex) -> DraftList:  # type: ignore[override, misc]
+    def __imul__(self, n: SupportsIndex) -> DraftList:
         self._rewrite()
         return list.__imul__(self, n)
 

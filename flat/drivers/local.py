@@ -186,11 +186,12 @@ class Drive:
         if not self.observers:
             return await self.performer.perform(effect, snapshot)
         facts: dict[str, Any] = {"effect_id": effect.id, "what": what_of(effect), "effect": effect.kind}
-        until = {"until": effect.until} if isinstance(effect, Sleep) else {}
+        until: dict[str, Any] = {"until": effect.until} if isinstance(effect, Sleep) else {}
         self._notice("perform", snapshot, effect.node, **facts, **until)
         event = await self.performer.perform(effect, snapshot)
         if isinstance(event, Failed):
-            facts |= {"type": event.failure.type, "message": event.failure.detail or event.failure.message}
+            failure = event.failure
+            facts |= {"type": failure.type, "message": failure.detail or failure.message, "names": failure.names}
         elif isinstance(spent := getattr(event.value, "spent", None), Spent):
             facts |= {"tokens": spent.input_tokens + spent.output_tokens, "cost": spent.cost, "priced": spent.priced}
         self._notice("failed_effect" if isinstance(event, Failed) else "answered", snapshot, effect.node, **facts)

@@ -87,8 +87,12 @@ class Performer:
         try:
             if effect.deadline is not None and not isinstance(effect, AwaitSignal):
                 value = await self._before_deadline(effect, effect.deadline, snapshot)
-            elif type(effect) is RunAction:
-                value = await self._action(effect, snapshot)
+            elif type(effect) is RunAction:  # the commonest effect, without a coroutine of its own
+                context = self._context(effect, snapshot)
+                value = self._begin(effect, context)
+                if type(value) is not dict and inspect.isawaitable(value):
+                    value = await value
+                value = _as_context(value, context, effect)
             else:
                 value = await self._other(effect, snapshot)
         except Exception as error:  # every failure is data from here on
@@ -121,7 +125,8 @@ class Performer:
         context["machine"] = Facts(self.program, snapshot, effect)
         return context
 
-    async def _action(self, effect: RunAction, snapshot: Snapshot) -> dict[str, Any]:
+    def _begin(self, effect: RunAction, context: dict[str, Any]) -> Any:
+        """Call the action: what it returns is its result, or something to await for it."""
         bound = self._actions.get(id(effect.hooks))
         if bound is None:
             hooks = self.hooks(effect.hooks)
@@ -129,11 +134,14 @@ class Performer:
                 raise BindingError("action", effect.action, hint="the state, or the machine, names no hooks")
             bound = self._actions[id(effect.hooks)] = (hooks.on_action, action_takes_state(hooks))
         call, takes_state = bound
+        return call(effect.node, effect.action, context) if takes_state else call(effect.action, context)
+
+    async def _action(self, effect: RunAction, snapshot: Snapshot) -> dict[str, Any]:
         context = self._context(effect, snapshot)
-        result = call(effect.node, effect.action, context) if takes_state else call(effect.action, context)
-        if result.__class__ is not dict and inspect.isawaitable(result):
+        result = self._begin(effect, context)
+        if inspect.isawaitable(result):
             result = await result
-        return _as_context(result, context, effect.context, f'action "{effect.action}"')
+        return _as_context(result, context, effect)
 
     async def _hook(self, effect: RunHook, snapshot: Snapshot) -> Any:
         hooks, point, context = self.hooks(effect.hooks), effect.point, self._context(effect, snapshot)
@@ -153,7 +161,7 @@ class Performer:
         if inspect.isawaitable(result):
             result = await result
         if point in ("machine_start", "state_enter"):
-            return _as_context(result, context, effect.context, f"hook {POINTS[point]}")
+            return _as_context(result, context, effect)
         return Steered(settle(result), settled_context(context, effect.context))
 
     # -- agents --------------------------------------------------------------------
@@ -203,15 +211,16 @@ def _spent_on(error: BaseException) -> Spent | None:
     return spent_of(usage) if isinstance(usage, AgentUsage) else None
 
 
-def _as_context(result: Any, given: dict[str, Any], before: Mapping[str, Any], what: str) -> dict[str, Any]:
+def _as_context(result: Any, given: dict[str, Any], effect: RunAction | RunHook) -> dict[str, Any]:
     if result is None:
         result = given
-    if not isinstance(result, Mapping):
+    if type(result) is not dict and not isinstance(result, Mapping):
+        what = f'action "{effect.action}"' if isinstance(effect, RunAction) else f"hook {POINTS[effect.point]}"
         raise ActionFailed(
             f"{what} returned {type(result).__name__}; return the context (a mapping), or nothing to keep it",
             type="TypeError",
         )
-    return settled_context(result, before)
+    return settled_context(result, effect.context)
 
 
 def _as_exception(failure: Failure) -> Exception:

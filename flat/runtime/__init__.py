@@ -1,6 +1,6 @@
 """The façade: load a machine, run it, look at what became of it."""
 
-from flat.runtime.load import load
+from flat.runtime.loading import load
 from flat.runtime.machine import Machine
 from flat.runtime.runtime import Outcome, Runtime
 

@@ -15,9 +15,9 @@ import anyio
 from flat.agents.protocol import Agent
 from flat.backends import MemoryStore
 from flat.backends.protocols import CheckpointStore
-from flat.errors import DefinitionError, LimitExceeded
+from flat.errors import DefinitionError, ExecutionError, LimitExceeded
 from flat.hooks import HooksRegistry
-from flat.runtime.load import load
+from flat.runtime.loading import load
 from flat.runtime.runtime import Outcome, Runtime
 
 log = logging.getLogger("flat")
@@ -55,6 +55,7 @@ class FlatMachine:
         self.hooks_registry = self.machine.hooks
         self.compat = compat
         self.persistence = persistence if persistence is not None else self._configured_store()
+        self._began = False
         self.total_api_calls = 0
         self.total_cost = 0.0
         self.outcome: Outcome | None = None
@@ -89,8 +90,11 @@ class FlatMachine:
 
         A machine that waits for a signal returns `{"_waiting": True, "_channel": channel}`. `resume_from` takes an
         execution up, or starts one under that id when there is none. Raises `ExecutionError` when the execution
-        fails, `LimitExceeded` when a limit stops it.
+        fails, `LimitExceeded` when a limit stops it. Each further call is an execution of its own.
         """
+        if self._began and resume_from is None:
+            self.execution_id = str(uuid.uuid4())
+        self._began = True
         async with Runtime(self.persistence) as runtime:
             if resume_from is not None and self.persistence is not None:
                 self.execution_id = resume_from
@@ -117,10 +121,14 @@ class FlatMachine:
         outcome.raise_for_failure()
         if outcome.status == "waiting":
             return {"_waiting": True, "_channel": outcome.waiting_on[0]}
-        if outcome.status != "done" and not self.compat:
+        if outcome.status == "limit" and not self.compat:
             raise LimitExceeded(
-                f"{outcome.reason or outcome.status}; what was done is kept",
-                execution_id=outcome.execution_id, node=outcome.node,
+                f"{outcome.reason}; what was done is kept", execution_id=outcome.execution_id, node=outcome.node
+            )
+        if outcome.status in ("cancelled", "in_doubt"):
+            raise ExecutionError(
+                outcome.reason or outcome.status, type=outcome.status, execution_id=outcome.execution_id,
+                node=outcome.node,
             )  # fmt: skip
         return {} if outcome.output is None else outcome.output
 

@@ -20,7 +20,7 @@ from flat.core.program import Program, bound
 from flat.core.program_codec import program_from_data, program_to_data
 from flat.core.snapshot import Snapshot
 from flat.drivers.draft import draft_of
-from flat.errors import BindingError, Location, UnknownName
+from flat.errors import BindingError, DefinitionError, Location, UnknownName
 from flat.hooks import CompositeHooks, HooksRegistry, observed_points, steered_points
 from flat.hooks.base import POINTS, settled
 
@@ -109,10 +109,7 @@ class HooksOfRun:
         self.observed: dict[HookRefs, frozenset[str]] = {}
         program = machine.program
         self.program = program
-        references = {program.lifecycle}
-        if program.lifecycle or machine.shared_hooks is not None or _any_hooks(program):
-            references |= {node.hooks for node in program.nodes.values()}
-        for refs in references:
+        for refs in {(), program.lifecycle, *program.hooks}:
             hooks = self.get(refs)
             if hooks is not None:
                 self.observed[refs] = observed_points(hooks)
@@ -163,10 +160,6 @@ def _members(hooks: Any) -> Sequence[Any]:
     return hooks.hooks if isinstance(hooks, CompositeHooks) else (hooks,)
 
 
-def _any_hooks(program: Program) -> bool:
-    return any(node.hooks for node in program.nodes.values())
-
-
 def hooks_from_module(spec: str, directory: Path) -> Any:
     """The object that `module:name` or `file.py:name` in a project file stands for."""
     module, _, attribute = spec.partition(":")
@@ -175,7 +168,7 @@ def hooks_from_module(spec: str, directory: Path) -> Any:
     if module.endswith(".py"):
         path = (directory / module).resolve()
         if not path.is_file():
-            raise BindingError("hooks file", str(path))
+            raise DefinitionError(f"there is no hooks file {path}")
         specification = importlib.util.spec_from_file_location(path.stem, path)
         assert specification is not None
         assert specification.loader is not None
@@ -188,4 +181,4 @@ def hooks_from_module(spec: str, directory: Path) -> Any:
         return getattr(loaded, attribute)
     except AttributeError:
         known = [n for n in vars(loaded) if not n.startswith("_")]
-        raise BindingError("hooks object", spec, known) from None
+        raise UnknownName(f"name in {module}", attribute, known) from None

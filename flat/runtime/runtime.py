@@ -224,9 +224,8 @@ class Runtime:
     async def _driven(self, machine: Machine, hooks: HooksOfRun, keeper: Keeper | None) -> AsyncIterator[Drive]:
         """A drive that can be found and cancelled; at the end the lease is given back."""
         codec = Codec(machine.bindings.types)
-        performer = Performer(hooks.program, hooks.get, machine.agent, self.clock, self.on_token)
         drive = Drive(
-            hooks.program, performer, self.clock, keeper, self._watched, machine.bindings.verifiers,
+            hooks.program, self._performer(machine, hooks), self.clock, keeper, self._watched, machine.bindings.verifiers,
             tell_hooks=hooks.tell if hooks.watching else None,
             decode=lambda body: codec.value(orjson.loads(body), {}),
         )  # fmt: skip
@@ -239,6 +238,9 @@ class Runtime:
             if keeper is not None:
                 with anyio.CancelScope(shield=True):
                     await keeper.release()
+
+    def _performer(self, machine: Machine, hooks: HooksOfRun) -> Performer:
+        return Performer(hooks.program, hooks.get, machine.agent, self.clock, self.on_token)
 
     async def _ended(self, drive: Drive, hooks: HooksOfRun, snapshot: Snapshot) -> Outcome:
         if snapshot.status in FINISHED:

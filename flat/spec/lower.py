@@ -55,8 +55,9 @@ class Lowering:
         initial = data.initial
         if lifecycle:
             start = (Hook(point="machine_start", key="machine_start"), Branch(arms=(Arm(None, initial),)))
-            nodes[START] = Node(name=START, ops=start)
-            nodes[END] = Node(name=END, ops=(Hook(point="machine_end", key="machine_end"), Finish()))
+            end = (Hook(point="machine_end", key="machine_end"), Finish())
+            nodes[START] = Node(name=START, ops=start, hooks=lifecycle, error_steered=False)
+            nodes[END] = Node(name=END, ops=end, hooks=lifecycle, error_steered=False)
         settings = data.settings
         text = self.source.document.text or repr(self.source.document.value)
         program = Program(
@@ -67,6 +68,7 @@ class Lowering:
             context=self.mapping(data.context, "data", "context"),
             nodes=nodes,
             lifecycle=lifecycle,
+            hooks=tuple(dict.fromkeys(node.hooks for node in nodes.values() if node.hooks)),
             limits=Limits(
                 max_steps=DEFAULT_MAX_STEPS if settings.max_steps is None else settings.max_steps,
                 max_depth=10 if settings.max_depth is None else settings.max_depth,
@@ -160,7 +162,8 @@ class Lowering:
         def locate(*inner: str | int) -> Location | None:
             return self.source.locate(*path, *inner)
 
-        return compile_value(value, locate, native=self.native, lenient=self.lenient)
+        compiled: CompiledMapping = compile_value(value, locate, native=self.native, lenient=self.lenient)
+        return compiled
 
 
 def _steered(op: AnyOp) -> AnyOp:

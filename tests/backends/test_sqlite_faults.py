@@ -129,8 +129,9 @@ async def test_a_file_that_may_not_be_written_is_refused_when_opened(path: str) 
         await begin(store)
     os.chmod(path, 0o444)
     os.chmod(os.path.dirname(path), 0o555)
-    for folder in Path(path).parents[1:3]:
-        os.chmod(folder, 0o755)
+    for folder in Path(path).parents[1:]:
+        if "pytest-" in str(folder):
+            os.chmod(folder, 0o755)
     with nobody(), pytest.raises(BackendError, match=r"cannot be (written|opened)"):
         SQLiteStore(path)
 

@@ -1,5 +1,7 @@
 """Templates: what each kind of text gives, and what an error says."""
 
+# ruff: noqa: E501 - a row of a table stays on its line
+
 from __future__ import annotations
 
 import pickle
@@ -249,6 +251,10 @@ def test_lenient_templates_treat_missing_as_nothing() -> None:
     for source in ("{{ context.zz.y }}", "{{ (context.zz).y }}", "{{ zz.y }}"):
         with pytest.raises(ExpressionError, match="not defined"):
             render(source, lenient=True)
+
+
+def test_asking_whether_something_is_there_is_no_error() -> None:
+    assert render("{{ context.zz or 'none' }}{% if context.zz %}a{% else %}b{% endif %}") == "noneb"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Hostile templates and hostile values: nothing runs, nothing changes, nothing leaks, nothing runs away."""
 
+# ruff: noqa: E501 - a row of a table stays on its line
+
 from __future__ import annotations
 
 import copy
@@ -54,7 +56,8 @@ _WALKS = (".__class__", "['__class__']", ".__class__.__mro__[1].__subclasses__()
           ".__class__.__base__.__subclasses__()[40]('/etc/passwd').read()", ".__doc__", ".__dir__()",
           ".mro()")  # fmt: skip
 
-SSTI = tuple(f"{{{{ {start}{walk} }}}}" for start in _STARTS for walk in _WALKS) + (
+SSTI = (
+    *(f"{{{{ {start}{walk} }}}}" for start in _STARTS for walk in _WALKS),
     "{{ self }}", "{{ self.__init__.__globals__ }}", "{{ self._TemplateReference__context }}",
     "{{ self._TemplateReference__context.cycler.__init__.__globals__.os.popen('id').read() }}",
     "{{ cycler.__init__.__globals__.os.popen('id').read() }}", "{{ joiner.__init__.__globals__.os }}",
@@ -122,7 +125,7 @@ def _harmless(source: str, lenient: bool) -> None:
     try:
         result = str(Template(source, lenient=lenient).render(scope))
     except ExpressionError as error:
-        result = str(error).replace(source, "")  # noqa: PT017
+        result = str(error).replace(source, "")
     shown = [leak for leak in _LEAKS if leak in result]
     assert shown == []
     assert not bait.fired
@@ -221,6 +224,10 @@ RUNAWAYS = (
     "{% set s = 'x' * 900000 %}{% for i in range(100000) %}{% set t = s | upper %}{% endfor %}",
     "{% set s = 'x' * 900000 %}{% for i in range(100000) %}{% set t = s.count('y') %}{% endfor %}",
     "{% set s = 'x' * 900000 %}{% for i in range(100000) %}{% if s is eq(s) %}{% endif %}{% endfor %}",
+    "{% set a = [1] %}" + "{% set a = [a, a] %}" * 14 + "{% for i in range(100000) %}{% set b = [a] %}{% endfor %}",
+    "{% set a = [1] %}{% set b = [1] %}" + "{% set a = [a, a] %}{% set b = [b, b] %}" * 14
+    + "{% for i in range(100000) %}{% if a == b %}{% endif %}{% endfor %}",
+    "{% set a = [1] %}" + "{% set a = [a, a] %}" * 14 + "{% for i in range(100000) %}{% if a is eq(b) %}{% endif %}{% endfor %}",
     "{{ ('a,' * 900000).split(',') }}", "{{ ('a ' * 900000).split() | length }}",
     "{{ ('a\n' * 900000).splitlines() }}",
     "{{ ('é' * 900000) | list | length }}", "{{ ('é' * 900000) | sort | length }}",

@@ -1,0 +1,100 @@
+"""`flat.toml`: where it is looked for, and what it decides."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Project
+
+
+@pytest.mark.parametrize("given", [".", "flat.toml", "machine.yml"])
+def test_a_folder_a_project_file_and_a_machine_file_mean_the_same(project: Project, given: str) -> None:
+    project.write(toml=project.TOML.replace("[hooks]", "max_steps = 2\n\n[hooks]"))
+    assert project.flat("run", given).code == 6
+
+
+def test_inputs_of_the_project_file_are_defaults(project: Project) -> None:
+    project.write(
+        machine=project.LOOP.replace("to: 3}", "to: 1, name: '{{ input.name }}/{{ input.other }}'}").replace(
+            '{n: "{{ context.n }}"}', "{name: '{{ context.name }}'}"
+        ),
+        toml=project.TOML.replace("[hooks]", "input = {name = 'a', other = 'b'}\n\n[hooks]"),
+    )
+    assert json.loads(project.flat("run", ".", "-q", "-i", "name=c").out) == {"name": "c/b"}
+
+
+def test_limits_of_the_project_file_are_defaults(project: Project) -> None:
+    project.write(toml=project.TOML.replace("[hooks]", "max_steps = 2\n\n[hooks]"))
+    assert project.flat("run", ".").code == 6
+    assert project.flat("run", ".", "--max-steps", "9").code == 0
+
+
+def test_a_project_file_above_a_config_folder_is_found(project: Project) -> None:
+    (project.folder / "config").mkdir()
+    shutil.move("machine.yml", "config/machine.yml")
+    project.write(toml=project.TOML.replace("machine.yml", "config/machine.yml"))
+    assert project.flat("run", ".").code == 0
+    assert project.flat("run", "config/machine.yml").code == 0
+
+
+def test_what_it_says_about_one_machine_does_not_hold_for_another(project: Project) -> None:
+    shutil.copy("machine.yml", "other.yml")
+    project.write(toml=project.TOML.replace("[hooks]", "max_steps = 2\n\n[hooks]"))
+    assert project.flat("run", "other.yml").code == 0
+
+
+def test_hooks_may_be_a_module_and_import_what_stands_beside_them(project: Project) -> None:
+    (project.folder / "mine.py").write_text("from mine_base import Counting\n")
+    (project.folder / "mine_base.py").write_text(project.HOOKS)
+    project.write(toml=project.TOML.replace("hooks.py:Counting", "mine:Counting"))
+    assert project.flat("run", ".").code == 0
+
+
+def test_validating_and_drawing_import_no_hooks(project: Project) -> None:
+    (project.folder / "hooks.py").write_text("raise SystemExit(99)\n")
+    assert project.flat("validate", ".").code == 0
+    assert project.flat("graph", ".").code == 0
+
+
+def test_a_store_does_not_choose_code_outside_the_working_directory(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.flat("run", ".", "--id", "x", "--max-steps", "1")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    store = str(project.folder / "flat.db")
+    refused = project.flat("resume", "x", "--store", store, "--more-steps", "9")
+    assert refused.code == 2
+    assert "name its machine" in refused.err
+    named = project.flat("resume", "x", str(project.folder), "--store", store, "--more-steps", "9")
+    assert named.code == 0
+
+
+def test_a_changed_machine_does_not_change_a_run_under_way(project: Project) -> None:
+    project.flat("run", ".", "--id", "x", "--max-steps", "1")
+    project.write(
+        machine=project.LOOP.replace("to: 3}", "to: 3, extra: 1}").replace('{n: "', '{new: 1, n: "')
+    )
+    refused = project.flat("resume", "x", ".", "--more-steps", "9")
+    assert refused.code == 3
+    assert "--adopt" in refused.err
+    result = project.flat("resume", "x", "--more-steps", "9")
+    assert result.code == 0
+    assert "machine.yml has changed; going on with the machine as it was" in result.out
+    assert result.out.endswith('{\n  "n": "3"\n}\n')
+
+
+def test_adopting_goes_on_with_the_changed_machine(project: Project) -> None:
+    project.flat("run", ".", "--id", "x", "--max-steps", "1")
+    project.write(machine=project.LOOP.replace('{n: "', '{new: 1, n: "'))
+    assert json.loads(project.flat("resume", "x", "--adopt", "--more-steps", "9", "-q").out) == {
+        "new": 1,
+        "n": "3",
+    }
