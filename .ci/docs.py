@@ -6,12 +6,21 @@ import sys
 from pathlib import Path
 
 problems = []
-for page in [Path("README.md"), *Path("docs").glob("*.md"), *Path("examples").glob("*/README.md"), Path("benchmarks/README.md")]:
+for page in [
+    Path("README.md"),
+    *Path("docs").glob("*.md"),
+    *Path("examples").glob("*/README.md"),
+    Path("benchmarks/README.md"),
+]:
     for link in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
         if not (page.parent / link).exists():
             problems.append(f"{page}: no such file: {link}")
 
-verbs = set(subprocess.run([sys.executable, "-m", "flat.cli", "--help"], capture_output=True, text=True, check=True).stdout.split())
+verbs = set(
+    subprocess.run(
+        [sys.executable, "-m", "flat.cli", "--help"], capture_output=True, text=True, check=True
+    ).stdout.split()
+)
 for page in [Path("README.md"), *Path("docs").glob("*.md")]:
     for verb in re.findall(r"`flat ([a-z]+)", page.read_text()):
         if verb not in verbs:

@@ -10,6 +10,7 @@ import decimal
 import enum
 import pathlib
 import uuid
+import zoneinfo
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ Factory = Callable[..., Any]
 def standard_types() -> Types:
     """The storable types of the standard library. Add your own with `storable`."""
     types = CORE_TYPES.copy()
-    types.register(datetime.datetime, "datetime", datetime.datetime.isoformat, datetime.datetime.fromisoformat)
+    types.register(datetime.datetime, "datetime", _moment_data, _moment)
     types.register(datetime.date, "date", datetime.date.isoformat, datetime.date.fromisoformat)
     types.register(datetime.time, "time", datetime.time.isoformat, datetime.time.fromisoformat)
     types.register(
@@ -40,6 +41,21 @@ def standard_types() -> Types:
     return types
 
 
+def _moment_data(moment: datetime.datetime) -> Any:
+    """ISO text; with the zone's name beside it where there is one, since an offset is no zone."""
+    zone = getattr(moment.tzinfo, "key", None)
+    return (
+        moment.isoformat() if zone is None else [moment.replace(tzinfo=None).isoformat(), zone, moment.fold]
+    )
+
+
+def _moment(data: Any) -> datetime.datetime:
+    if isinstance(data, str):
+        return datetime.datetime.fromisoformat(data)
+    text, zone, fold = data
+    return datetime.datetime.fromisoformat(text).replace(tzinfo=zoneinfo.ZoneInfo(zone), fold=fold)
+
+
 def storable(types: Types, cls: type, name: str | None = None) -> None:
     """Allow a pydantic model or an enum of one's own in stored data, under its class name unless told otherwise."""
     name = name or cls.__name__
@@ -50,7 +66,9 @@ def storable(types: Types, cls: type, name: str | None = None) -> None:
     elif hasattr(cls, "model_validate"):
         types.register(cls, name, lambda m: m.model_dump(round_trip=True, by_alias=True), cls.model_validate)
     else:
-        raise BindingError("storable type", name, hint="only pydantic models and enums are stored by themselves")
+        raise BindingError(
+            "storable type", name, hint="only pydantic models and enums are stored by themselves"
+        )
 
 
 @dataclass
@@ -66,5 +84,10 @@ class Bindings:
         """A new hooks object from the factory registered under the name."""
         factory = self.hooks.get(name)
         if factory is None:
-            raise BindingError("hooks object", name, self.hooks, hint="register it with HooksRegistry.register(name, factory)")
+            raise BindingError(
+                "hooks object",
+                name,
+                self.hooks,
+                hint="register it with HooksRegistry.register(name, factory)",
+            )
         return factory(**args)

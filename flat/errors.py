@@ -151,7 +151,9 @@ class SpecError(DefinitionError):
 class UnknownName(DefinitionError):
     """A name that nothing answers to; the message lists what exists."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str] = (), location: Location | None = None) -> None:
+    def __init__(
+        self, kind: str, name: str, known: Iterable[str] = (), location: Location | None = None
+    ) -> None:
         self.kind, self.name, self.known, self.location = kind, name, tuple(known), location
         hint = did_you_mean(name, self.known)
         where = f"{location}: " if location else ""
@@ -168,10 +170,22 @@ class ExpressionError(DefinitionError):
     exit_code = 1
 
     def __init__(
-        self, message: str, *, source: str = "", offset: int | None = None, location: Location | None = None,
-        hint: str = "", path: str = "",
+        self,
+        message: str,
+        *,
+        source: str = "",
+        offset: int | None = None,
+        location: Location | None = None,
+        hint: str = "",
+        path: str = "",
     ) -> None:
-        self.message, self.source, self.offset, self.location, self.hint = message, source, offset, location, hint
+        self.message, self.source, self.offset, self.location, self.hint = (
+            message,
+            source,
+            offset,
+            location,
+            hint,
+        )
         self.path = path
         super().__init__(message)
 
@@ -202,7 +216,13 @@ class ExecutionError(FlatError):
     """A run failed. `type` is the failure's name as `on_error` sees it."""
 
     def __init__(
-        self, message: str, *, execution_id: str = "", node: str = "", type: str = "", location: Location | None = None
+        self,
+        message: str,
+        *,
+        execution_id: str = "",
+        node: str = "",
+        type: str = "",
+        location: Location | None = None,
     ) -> None:
         self.message, self.execution_id, self.node, self.location = message, execution_id, node, location
         self.type = type or self.__class__.__name__
@@ -225,8 +245,17 @@ class AgentFailed(ExecutionError):
     """
 
     def __init__(
-        self, message: str, *, code: str = "server_error", retryable: bool = False, status_code: int | None = None,
-        retry_after: float | None = None, hint: str = "", rate_limit: Any = None, usage: Any = None, **facts: Any,
+        self,
+        message: str,
+        *,
+        code: str = "server_error",
+        retryable: bool = False,
+        status_code: int | None = None,
+        retry_after: float | None = None,
+        hint: str = "",
+        rate_limit: Any = None,
+        usage: Any = None,
+        **facts: Any,
     ) -> None:
         super().__init__(message, **facts)
         self.code, self.retryable, self.status_code = code, retryable, status_code
@@ -284,7 +313,8 @@ class ExecutionBusy(BackendError):
     def __init__(self, execution_id: str, owner: str = "", hint: str = "") -> None:
         self.execution_id, self.owner = execution_id, owner
         super().__init__(
-            f'execution "{execution_id}" is being driven by {owner or "another process"}' + (f"; {hint}" if hint else "")
+            f'execution "{execution_id}" is being driven by {owner or "another process"}'
+            + (f"; {hint}" if hint else "")
         )
 
 
@@ -304,7 +334,9 @@ class SignalGone(StaleSnapshot):
     """A commit was to take a signal that somebody else has taken. Nothing was written; the execution still waits."""
 
     def __init__(self, execution_id: str) -> None:
-        BackendError.__init__(self, f'the signal for execution "{execution_id}" has been taken by another execution')
+        BackendError.__init__(
+            self, f'the signal for execution "{execution_id}" has been taken by another execution'
+        )
         self.execution_id = execution_id
 
 
@@ -319,4 +351,6 @@ class NotStorable(BackendError):
 
     def __init__(self, path: str, value_type: str, hint: str = "") -> None:
         self.path, self.value_type = path, value_type
-        super().__init__(f"{path} holds a {value_type}, which cannot be stored" + (f"; {hint}" if hint else ""))
+        super().__init__(
+            f"{path} holds a {value_type}, which cannot be stored" + (f"; {hint}" if hint else "")
+        )

@@ -7,14 +7,16 @@ can be written without knowing the engine.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Protocol
+
+from flat.core.record import record
 
 Message = Mapping[str, Any]
 """One chat message in OpenAI form: `role`, `content`, and where they apply `tool_calls`, `tool_call_id`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(kw_only=True)
 class AgentRequest:
     """One call. `messages` is None for a first call, else the conversation so far (without system prompt)."""
 
@@ -30,7 +32,7 @@ class AgentRequest:
     """Called with each piece of text while it arrives; None means nobody is watching, so do not stream."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(kw_only=True)
 class Usage:
     """Tokens and money of one call. `cost` is US dollars; `cost_source` is provider, estimate, free or unknown."""
 
@@ -43,7 +45,7 @@ class Usage:
     cost_source: str = "unknown"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(kw_only=True)
 class AgentResult:
     """The answer. `output` is structured output, or None for plain text in `content`.
 

@@ -20,7 +20,7 @@ from rich.text import Text
 from flat.cli.text import money, one_line, seconds, short_id
 from flat.cli.words import STATUS_WORDS, doubt_words, failure_words, pause_words, spent_words
 from flat.core.events import Spent
-from flat.hooks.observer import Notice
+from flat.hooks.notices import Notice
 
 ROWS = 15
 REFRESHES = 8

@@ -7,7 +7,7 @@ from typing import Any
 
 from flat.cli.text import count, money, one_line, seconds
 from flat.cli.words import doubt_words, failure_words, pause_words, total_words
-from flat.hooks.observer import Notice
+from flat.hooks.notices import Notice
 
 
 class PlainProgress:

@@ -21,7 +21,7 @@ from flat.cli.stopping import Stop
 from flat.cli.stores import DEFAULT, MEMORY, resume_hint, store_url
 from flat.cli.text import short_id
 from flat.errors import BindingError, DefinitionError, ExecutionBusy
-from flat.hooks.observer import Observer
+from flat.hooks.notices import Observer
 from flat.runtime import Machine, Outcome, Runtime, load
 
 

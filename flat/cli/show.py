@@ -17,7 +17,7 @@ from flat.cli.ending import complain, say, say_json
 
 if TYPE_CHECKING:
     from flat.cli.live import Bar
-    from flat.hooks.observer import Observer
+    from flat.hooks.notices import Observer
     from flat.runtime import Outcome
 
 

@@ -17,7 +17,7 @@ from typing import TypeVar
 import anyio
 
 from flat.cli.ending import complain
-from flat.hooks.observer import Notice
+from flat.hooks.notices import Notice
 
 T = TypeVar("T")
 LOOK_EVERY = 0.05

@@ -7,7 +7,7 @@ from typing import Any
 
 from flat.cli.text import count, money, one_line, seconds
 from flat.core.events import Spent
-from flat.hooks.observer import Notice
+from flat.hooks.notices import Notice
 
 STATUS_WORDS = {
     "done": "done",

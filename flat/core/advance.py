@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from flat.core.effects import AwaitSignal, Effect, RunHook, Sleep
 from flat.core.events import Cancelled, Done, Doubted, Event, Failed, Resumed, Spent, Started, Steered
@@ -26,7 +26,6 @@ from flat.errors import FlatError
 
 ERROR_HOOK = "error"
 VIRTUAL = frozenset({START, END})
-ANSWERS = (Done, Failed)
 FUSE = 100_000
 """How many ops may run without an effect before the turn is stopped as an endless loop."""
 
@@ -45,8 +44,14 @@ class UnexpectedEvent(FlatError):
 
 
 def begin(
-    program: Program, execution_id: str, event: Started, *, max_steps: int | None, max_agent_calls: int | None,
-    parent: str | None = None, depth: int = 0,
+    program: Program,
+    execution_id: str,
+    event: Started,
+    *,
+    max_steps: int | None,
+    max_agent_calls: int | None,
+    parent: str | None = None,
+    depth: int = 0,
 ) -> Snapshot:
     """The snapshot of an execution that has not entered any node."""  # fmt: skip
     context = program.context.render({"input": event.input})
@@ -61,10 +66,12 @@ def advance(program: Program, snapshot: Snapshot, event: Event) -> Advance:
     """The next snapshot, and what to do about it."""
     if snapshot.status in FINISHED:
         raise UnexpectedEvent(f'execution "{snapshot.execution_id}" is {snapshot.status}')
-    if isinstance(event, ANSWERS):
+    if type(event) is Done or type(event) is Failed:
         instance = snapshot.instances.get(event.effect_id.partition("/")[0])
         if instance is None or event.effect_id not in instance.pending:
-            raise UnexpectedEvent(f'effect "{event.effect_id}" is not pending in execution "{snapshot.execution_id}"')
+            raise UnexpectedEvent(
+                f'effect "{event.effect_id}" is not pending in execution "{snapshot.execution_id}"'
+            )
         turn = Turn(program, snapshot, instance, event.at)
         turn.answer(event)
         return turn.close()
@@ -187,7 +194,7 @@ class Turn:
             self.pending = ()
         else:
             self.pending = tuple(p for p in self.pending if p != event.effect_id)
-        if isinstance(event, Failed) and event.usage is not None:
+        if type(event) is Failed and event.usage is not None:
             self.spend(event.usage)
         if self._op == ERROR_HOOK:
             self.after_error_hook(event)
@@ -200,13 +207,16 @@ class Turn:
             answer = node.ops[at].resume(self, event)
         except FlatError as error:
             answer = Raise(explained(error, self.program))
-        if isinstance(answer, Block) and self.pending:
+        if type(answer) is Next:
+            self.take_next(answer)
+            self.local = None
+            self.run(node, at + 1)
+        elif type(answer) is Block and self.pending:
             self.effects = answer.effects
             self.pending += tuple(e.id for e in answer.effects)
             self.local = answer.local
-            return
-        if self.apply(answer):
-            self.run(node, at + 1)
+        else:
+            self.apply(answer)
 
     def run(self, node: Node, at: int) -> None:
         """Run ops from `at` on until one of them does not simply go on."""
@@ -222,17 +232,17 @@ class Turn:
                 answer = op.start(self)
             except FlatError as error:
                 answer = Raise(explained(error, self.program))
-            if isinstance(answer, Next):
+            if type(answer) is Block:
+                self.block(answer)
+                return
+            if type(answer) is Next:
                 self.take_next(answer)
                 at += 1
-            elif isinstance(answer, Goto):
+            elif type(answer) is Goto:
                 entered = self.enter_quietly(answer.target)
                 if entered is None:
                     return
                 node, at = entered, 0
-            elif isinstance(answer, Block):
-                self.block(answer)
-                return
             elif isinstance(answer, Raise) and (target := self.caught(answer.failure)) is not None:
                 self.noted(answer.failure)
                 entered = self.enter_quietly(target)
@@ -245,7 +255,11 @@ class Turn:
                 return
             fuse -= 1
             if not fuse:
-                self.fail(Failure(type="LimitExceeded", message=f"{FUSE} ops ran without an effect: an endless loop"))
+                self.fail(
+                    Failure(
+                        type="LimitExceeded", message=f"{FUSE} ops ran without an effect: an endless loop"
+                    )
+                )
                 return
 
     def apply(self, answer: Answer) -> bool:
@@ -270,8 +284,8 @@ class Turn:
         self._scope = None
         if answer.output is not UNSET:
             self.output = answer.output
-        if not isinstance(answer.context, Unset):
-            self.context = answer.context
+        if answer.context is not UNSET:
+            self.context = cast("Mapping[str, Any]", answer.context)
 
     def block(self, answer: Block) -> None:
         effects = answer.effects
@@ -320,7 +334,9 @@ class Turn:
         """The next node is not entered: the execution stops before it, and can go on with more."""
         snapshot = self.snapshot
         by_steps = snapshot.max_steps is not None and self.steps >= snapshot.max_steps
-        name, limit = ("max_steps", snapshot.max_steps) if by_steps else ("max_agent_calls", snapshot.max_agent_calls)
+        name, limit = (
+            ("max_steps", snapshot.max_steps) if by_steps else ("max_agent_calls", snapshot.max_agent_calls)
+        )
         self.status, self.reason = "limit", f"{name} ({limit}) reached"
 
     # -- ends and errors ----------------------------------------------------------
@@ -375,7 +391,9 @@ class Turn:
             self.fail(failure)
 
     def fail_lost(self) -> None:
-        self.fail(Failure(type="IncompatibleSnapshot", message=f'the program has no op "{self.node}/{self._op}"'))
+        self.fail(
+            Failure(type="IncompatibleSnapshot", message=f'the program has no op "{self.node}/{self._op}"')
+        )
 
     def fail(self, failure: Failure) -> None:
         self.status, self.failure = "failed", failure
@@ -390,7 +408,9 @@ class Turn:
             old.id, self.node, self._op, self.step, self.context, self.output, self.local, self.pending,
             self.deadline, old.parent, old.children, old.suspended,
         )  # fmt: skip
-        instances = {**before.instances, old.id: instance} if len(before.instances) > 1 else {old.id: instance}
+        instances = (
+            {**before.instances, old.id: instance} if len(before.instances) > 1 else {old.id: instance}
+        )
         snapshot = Snapshot(
             before.execution_id, self.status, self.steps, instances, self.spent, before.max_steps,
             before.max_agent_calls, before.started_at, self.at, self.result, self.failure, self.reason,

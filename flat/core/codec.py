@@ -76,11 +76,7 @@ def _sorted(values: Any) -> list[Any]:
 
 def _changed_fields(record: Any) -> dict[str, Any]:
     """The fields of a dataclass that differ from their defaults."""
-    return {
-        f.name: value
-        for f in fields(record)
-        if (value := getattr(record, f.name)) != f.default
-    }
+    return {f.name: value for f in fields(record) if (value := getattr(record, f.name)) != f.default}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,41 +96,56 @@ class Codec:
     def __init__(self, types: Types | None = None, *, opaque: bool = False) -> None:
         self.types = types or CORE_TYPES
         self.opaque = opaque
-        self._known: dict[type, Callable[[Any, str, Blobs], Any]] = {
-            str: _text, int: _integer, float: _number, bool: _same, type(None): _same,
-        }
 
     # -- values -------------------------------------------------------------------
 
-    def plain(self, value: Any, path: str, blobs: Blobs, depth: int = 0) -> Any:
+    def plain(self, value: Any, path: str, blobs: Blobs) -> Any:
         """The value as JSON data. Raises `NotStorable` naming the path of what cannot be stored."""
+        try:
+            return self._plain(value, blobs, 0)
+        except _Refused as refused:
+            raise NotStorable(path + "".join(reversed(refused.path)), refused.type, refused.hint) from None
+
+    def _plain(self, value: Any, blobs: Blobs, depth: int) -> Any:
         cls = type(value)
-        if (leaf := self._known.get(cls)) is not None:
-            return leaf(value, path, blobs)
+        if (leaf := _LEAVES.get(cls)) is not None:
+            return leaf(value, blobs)
         if depth > DEPTH:
-            raise NotStorable(path, cls.__name__, "it is nested too deeply, or contains itself")
+            raise _Refused(cls.__name__, "it is nested too deeply, or contains itself")
         if cls is dict or cls.__base__ is dict:
-            return self._mapping(value, path, blobs, depth + 1)
+            return self._mapping(value, blobs, depth + 1)
         if cls is list or cls.__base__ is list:
-            return [self.plain(v, f"{path}[{i}]", blobs, depth + 1) for i, v in enumerate(value)]
+            return self._list(value, blobs, depth + 1)
         if (known := self.types.by_type.get(cls)) is not None:
             name, encode = known
-            return {"$": [name, self.plain(encode(value), path, blobs, depth + 3)]}
+            return {"$": [name, self._plain(encode(value), blobs, depth + 3)]}
         if cls is Opaque:
             return {"$": [value.name, value.data]}
         if isinstance(value, Mapping):
-            return self._mapping(value, path, blobs, depth + 1)
-        raise NotStorable(path, f"{cls.__module__}.{cls.__qualname__}", "store plain data, or register the type")
+            return self._mapping(value, blobs, depth + 1)
+        raise _Refused(f"{cls.__module__}.{cls.__qualname__}", "store plain data, or register the type")
 
-    def _mapping(
-        self, value: Mapping[Any, Any], path: str, blobs: Blobs, depth: int
-    ) -> dict[str, Any]:
-        result = {}
-        for key, item in value.items():
-            if type(key) is not str or not (key.isascii() or _is_utf8(key)):
-                raise NotStorable(f"{path} key {key!r}", type(key).__name__, "keys of stored mappings are text")
-            name = "$" + key if key.startswith("$") else key
-            result[name] = self.plain(item, f"{path}.{key}", blobs, depth)
+    def _list(self, value: list[Any], blobs: Blobs, depth: int) -> list[Any]:
+        result: list[Any] = []
+        try:
+            for item in value:
+                result.append(self._plain(item, blobs, depth))
+        except _Refused as refused:
+            refused.path.append(f"[{len(result)}]")
+            raise
+        return result
+
+    def _mapping(self, value: Mapping[Any, Any], blobs: Blobs, depth: int) -> dict[str, Any]:
+        result, key = {}, ""
+        try:
+            for key, item in value.items():
+                if type(key) is not str or not (key.isascii() or _is_utf8(key)):
+                    raise _Refused(type(key).__name__, "keys of stored mappings are text", f" key {key!r}")
+                result["$" + key if key.startswith("$") else key] = self._plain(item, blobs, depth)
+        except _Refused as refused:
+            refused.path.append(refused.where or f".{key}")
+            refused.where = ""
+            raise
         return result
 
     def value(self, data: Any, blobs: Mapping[str, bytes]) -> Any:
@@ -162,7 +173,9 @@ class Codec:
             return Opaque(name, data)
         if decode is None:
             known = ", ".join(sorted(self.types.by_name))
-            raise IncompatibleSnapshot(f'stored data holds a "{name}", a type that is not registered here; known: {known}')
+            raise IncompatibleSnapshot(
+                f'stored data holds a "{name}", a type that is not registered here; known: {known}'
+            )
         inner = self.value(data, blobs)
         try:
             return decode(inner)
@@ -216,7 +229,9 @@ class Codec:
 
     def _read_base(self, data: dict[str, Any], blobs: Mapping[str, bytes]) -> Snapshot:
         if data.get("format") != FORMAT:
-            raise IncompatibleSnapshot(f"checkpoint format {data.get('format')!r}, this release reads {FORMAT}")
+            raise IncompatibleSnapshot(
+                f"checkpoint format {data.get('format')!r}, this release reads {FORMAT}"
+            )
         instances = {
             k: Instance(
                 k, i["node"], i["op"], i["step"], self.value(i["context"], blobs), self.value(i["output"], blobs),
@@ -256,7 +271,9 @@ class Codec:
             data["L"] = new.log_length
         return orjson.dumps(data), blobs
 
-    def _instances_delta(self, old: Snapshot, new: Snapshot, data: dict[str, Any], blobs: dict[str, bytes]) -> None:
+    def _instances_delta(
+        self, old: Snapshot, new: Snapshot, data: dict[str, Any], blobs: dict[str, bytes]
+    ) -> None:
         changes: dict[str, Any] = {}
         for key, instance in new.instances.items():
             before = old.instances.get(key)
@@ -268,7 +285,9 @@ class Codec:
         if changes:
             data["i"] = changes
 
-    def _instance_delta(self, old: Instance, new: Instance, data: dict[str, Any], blobs: dict[str, bytes]) -> None:
+    def _instance_delta(
+        self, old: Instance, new: Instance, data: dict[str, Any], blobs: dict[str, bytes]
+    ) -> None:
         if new.context is not old.context:
             self._context_delta(old.context, new.context, data, blobs)
         if new.node != old.node:
@@ -297,7 +316,11 @@ class Codec:
             before = old.get(key, _MISSING)
             if before is value:
                 continue
-            if isinstance(value, list) and isinstance(before, list) and (kept := kept_prefix(before, value)) is not None:
+            if (
+                isinstance(value, list)
+                and isinstance(before, list)
+                and (kept := kept_prefix(before, value)) is not None
+            ):
                 if kept < len(value):
                     appended[key] = self.plain(value[kept:], f"context.{key}", blobs)
             else:
@@ -314,7 +337,9 @@ class Codec:
         escaped = False
         for key in changes:
             if type(key) is not str or not (key.isascii() or _is_utf8(key)):
-                raise NotStorable(f"context key {key!r}", type(key).__name__, "keys of stored mappings are text")
+                raise NotStorable(
+                    f"context key {key!r}", type(key).__name__, "keys of stored mappings are text"
+                )
             escaped = escaped or key.startswith("$")
         return {("$" + k if k.startswith("$") else k): v for k, v in changes.items()} if escaped else changes
 
@@ -427,11 +452,19 @@ def _only(snapshot: Snapshot) -> Instance:
     return next(iter(snapshot.instances.values()))
 
 
-def _same(value: Any, path: str, blobs: Blobs) -> Any:
+class _Refused(Exception):
+    """A value that cannot be stored. The path is put together on the way out, so that storing never pays for it."""
+
+    def __init__(self, type: str, hint: str, where: str = "") -> None:
+        self.type, self.hint, self.where = type, hint, where
+        self.path: list[str] = []
+
+
+def _same(value: Any, blobs: Blobs) -> Any:
     return value
 
 
-def _text(value: str, path: str, blobs: Blobs) -> Any:
+def _text(value: str, blobs: Blobs) -> Any:
     if blobs is not None and len(value) >= BLOB_SIZE:
         data = value.encode("utf-8", "surrogatepass")
         name = digest_of(data)
@@ -451,18 +484,28 @@ def _is_utf8(value: str) -> bool:
     return True
 
 
-def _integer(value: int, path: str, blobs: Blobs) -> Any:
+def _integer(value: int, blobs: Blobs) -> Any:
     return value if -INT_LIMIT <= value < INT_LIMIT else {"$": ["int", str(value)]}
 
 
-def _number(value: float, path: str, blobs: Blobs) -> Any:
+def _number(value: float, blobs: Blobs) -> Any:
     if math.isfinite(value):
         return value
-    raise NotStorable(path, repr(value), "JSON has no such number; use null or text")
+    raise _Refused(repr(value), "JSON has no such number; use null or text")
 
 
+_LEAVES: dict[type, Callable[[Any, Blobs], Any]] = {
+    str: _text,
+    int: _integer,
+    float: _number,
+    bool: _same,
+    type(None): _same,
+}
 _MISSING = object()
-_OWN: dict[str, Decoder] = {"int": int, "text": lambda data: bytes.fromhex(data).decode("utf-8", "surrogatepass")}
+_OWN: dict[str, Decoder] = {
+    "int": int,
+    "text": lambda data: bytes.fromhex(data).decode("utf-8", "surrogatepass"),
+}
 _EMPTY: dict[str, Any] = {
     "format": FORMAT, "id": "", "status": "running", "steps": 0, "spent": {"$": ["Spent", {}]}, "max_steps": None,
     "max_agent_calls": None, "started_at": 0, "at": 0, "output": None, "failure": None, "reason": "", "parent": None,

@@ -6,7 +6,7 @@ The core reads no clock: an event's `at` is all it knows of time.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal, TypeAlias
 
 from flat.core.failure import Failure
@@ -82,7 +82,7 @@ class Doubted:
 Event: TypeAlias = Started | Done | Failed | Resumed | Cancelled | Doubted
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(kw_only=True)
 class Spent:
     """Calls, tokens and US dollars. `priced` is False when some call's price is not known."""
 
@@ -103,7 +103,7 @@ class Spent:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(kw_only=True)
 class Reply:
     """An agent's answer, as the value of a `Done`: what the state calls `output`, and what it took."""
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from flat.core.record import record
 from flat.errors import AgentFailed, ExecutionError, ExpressionError, Location
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(kw_only=True)
 class Failure:
     """What went wrong. `type` is the exception's class name; `names` are the other names it answers to."""
 
@@ -40,10 +40,16 @@ def failure_of(error: BaseException) -> Failure:
             detail="\n  help: ".join(x for x in (error.message, error.hint) if x),
         )
     if isinstance(error, ExpressionError):
-        return Failure(type="ExpressionError", message=error.message, names=bases, location=place, detail=str(error))
+        return Failure(
+            type="ExpressionError", message=error.message, names=bases, location=place, detail=str(error)
+        )
     if isinstance(error, ExecutionError):
-        return Failure(type=error.type, message=error.message, names=bases, location=place, detail=error.message)
-    return Failure(type=type(error).__name__, message=str(error), names=bases, location=place, detail=str(error))
+        return Failure(
+            type=error.type, message=error.message, names=bases, location=place, detail=error.message
+        )
+    return Failure(
+        type=type(error).__name__, message=str(error), names=bases, location=place, detail=str(error)
+    )
 
 
 def error_target(failure: Failure, targets: Mapping[str, str]) -> str | None:

@@ -118,7 +118,7 @@ class LazyNodes(dict[str, Node]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Mapping) and dict(self.items()) == dict(other.items())
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
 
 def bound(program: Program, steers: Mapping[HookRefs, frozenset[str]]) -> Program:
@@ -138,7 +138,9 @@ def bound(program: Program, steers: Mapping[HookRefs, frozenset[str]]) -> Progra
 def _bound_node(node: Node, steers: Mapping[HookRefs, frozenset[str]]) -> Node:
     points = steers.get(node.hooks, frozenset())
     ops = tuple(
-        replace(op, steered=False) if isinstance(op, Branch) and op.steered and "transition" not in points else op
+        replace(op, steered=False)
+        if isinstance(op, Branch) and op.steered and "transition" not in points
+        else op
         for op in node.ops
         if not (isinstance(op, Hook) and op.point not in points)
     )

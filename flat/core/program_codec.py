@@ -90,7 +90,9 @@ def _encode(value: Any, places: bool) -> Any:
     if isinstance(value, Arm):
         return ["$D", "Arm", {"condition": _encode(value.condition, places), "target": value.target}]
     if is_dataclass(value):
-        changed = {f.name: _encode(v, places) for f in fields(value) if (v := getattr(value, f.name)) != f.default}
+        changed = {
+            f.name: _encode(v, places) for f in fields(value) if (v := getattr(value, f.name)) != f.default
+        }
         return ["$D", type(value).__name__, changed]
     if isinstance(value, tuple):
         return ["$t", *(_encode(v, places) for v in value)]
@@ -117,7 +119,10 @@ def _mapping(data: list[Any]) -> CompiledMapping:
     marks = {tuple(path): _location(place) for path, place in data[3]}
     native, lenient = bool(data[2] & 1), bool(data[2] & 2)
     mapping: dict[str, Any] = data[1]
-    return compile_value(mapping, lambda *keys: marks.get(keys), native=native, lenient=lenient)
+    compiled: CompiledMapping = compile_value(
+        mapping, lambda *keys: marks.get(keys), native=native, lenient=lenient
+    )
+    return compiled
 
 
 _TAGS: dict[str, Callable[[list[Any]], Any]] = {
@@ -131,7 +136,11 @@ _TAGS: dict[str, Callable[[list[Any]], Any]] = {
 
 
 def _place(location: Location | None) -> list[Any] | None:
-    return None if location is None else [location.file, location.line, location.column, location.text, location.width]
+    return (
+        None
+        if location is None
+        else [location.file, location.line, location.column, location.text, location.width]
+    )
 
 
 def _location(place: list[Any] | None) -> Location | None:

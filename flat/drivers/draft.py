@@ -51,6 +51,9 @@ def draft(value: Any) -> Any:
         return DraftDict(value)
     if cls is list or cls is Grown:
         return DraftList(value)
+    if cls is tuple:
+        items = tuple(map(draft, value))
+        return value if all(map(operator.is_, items, value)) else items
     return _copied(value)
 
 
@@ -78,11 +81,12 @@ def settle(value: Any, before: Any = _NOTHING) -> Any:
 
 def settled_context(result: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
     """What a hook returned, as the context after `before`. The read-only `machine` facts are not part of it."""
-    return {
-        key: value if type(value) in _ATOMS else settle(value, before.get(key, _NOTHING))
-        for key, value in result.items()
-        if key != "machine"
-    }
+    context = dict(result)
+    context.pop("machine", None)
+    for key, value in context.items():
+        if type(value) not in _ATOMS:
+            context[key] = settle(value, before.get(key, _NOTHING))
+    return context
 
 
 def _copied(value: Any) -> Any:

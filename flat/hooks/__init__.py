@@ -12,7 +12,7 @@ from flat.hooks.base import (
 )
 from flat.hooks.log import LoggingHooks, get_logger, setup_logging
 from flat.hooks.metrics import MetricsHooks
-from flat.hooks.observer import Notice, Observer, Observers
+from flat.hooks.notices import Notice, Observer, Observers
 
 __all__ = [
     "CompositeHooks",

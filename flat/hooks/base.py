@@ -38,7 +38,7 @@ class MachineHooks:
     A method that gets the context may change it in place, or return another one; None means "as it is now".
     """
 
-    def on_machine_start(self, context: Context) -> Context | None | Awaitable[Context | None]:
+    def on_machine_start(self, context: Context) -> Context | Awaitable[Context | None] | None:
         """A fresh execution begins."""
         return context
 
@@ -137,7 +137,9 @@ def steered_points(hooks: Any) -> frozenset[str]:
     if isinstance(hooks, CompositeHooks):
         return frozenset().union(*(steered_points(h) for h in hooks.hooks))
     return frozenset(
-        point for point, method in POINTS.items() if overrides(hooks, method) and not is_observer(hooks, method)
+        point
+        for point, method in POINTS.items()
+        if overrides(hooks, method) and not is_observer(hooks, method)
     )
 
 

@@ -48,7 +48,9 @@ def setup_logging(level: str | int | None = None, format: str | None = None, for
     if _setup and not force:
         return
     level = level if level is not None else os.environ.get("FLATAGENTS_LOG_LEVEL", "INFO")
-    number = level if isinstance(level, int) else logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
+    number = (
+        level if isinstance(level, int) else logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
+    )
     name = format or os.environ.get("FLATAGENTS_LOG_FORMAT", "standard")
     handler = logging.StreamHandler(sys.stdout)
     if name == "json":

@@ -44,7 +44,9 @@ class FlatMachine:
         if unavailable := [name for name in LATER if overrides.pop(name, None) is not None]:
             raise DefinitionError(f"FlatMachine({unavailable[0]}=…) is not available in this version")
         if lifecycle_hooks is not None:
-            raise DefinitionError("FlatMachine(lifecycle_hooks=…) is not available in this version; use hooks=…")
+            raise DefinitionError(
+                "FlatMachine(lifecycle_hooks=…) is not available in this version; use hooks=…"
+            )
         self.execution_id: str = overrides.pop("_execution_id", None) or str(uuid.uuid4())
         self.machine = load(
             config_file, config=config_dict, hooks=hooks_registry, agents=agents, shared_hooks=hooks,
@@ -123,7 +125,9 @@ class FlatMachine:
             return {"_waiting": True, "_channel": outcome.waiting_on[0]}
         if outcome.status == "limit" and not self.compat:
             raise LimitExceeded(
-                f"{outcome.reason}; what was done is kept", execution_id=outcome.execution_id, node=outcome.node
+                f"{outcome.reason}; what was done is kept",
+                execution_id=outcome.execution_id,
+                node=outcome.node,
             )
         if outcome.status in ("cancelled", "in_doubt"):
             raise ExecutionError(

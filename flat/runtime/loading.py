@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,9 @@ def load(
     if path is not None and not overrides:
         program, warnings, origin = _from_file(Path(path).expanduser(), profiles_file, compat)
     elif path is not None:
-        program, warnings, origin = _with_overrides(Path(path).expanduser(), overrides or {}, profiles_file, compat)
+        program, warnings, origin = _with_overrides(
+            Path(path).expanduser(), overrides or {}, profiles_file, compat
+        )
     elif config is not None:
         merged = {**config, "data": {**config.get("data", {}), **(overrides or {})}} if overrides else config
         program, warnings, origin = _from_mapping(merged, Path.cwd(), profiles_file, compat)
@@ -121,8 +122,16 @@ def _key(main: Path, profiles_file: Any, compat: bool) -> str | None:
     except OSError:
         return None
     # The path is part of the key because the program holds it, for messages.
-    parts = (str(CACHE_FORMAT), __version__, str(main), os.getcwd(), str(profiles_file or ""), str(compat))
+    parts = (_compiler(), str(main), os.getcwd(), str(profiles_file or ""), str(compat))
     return hashlib.sha256("\0".join(parts).encode() + b"\0" + text).hexdigest()[:40]
+
+
+def _compiler() -> str:
+    """Which release, or which state of a checkout, compiles programs: what another one made is not used."""
+    package = Path(__file__).parent.parent
+    folders = [package / "spec", package / "core", package / "core" / "ops", package / "core" / "strategies"]
+    seen = [(e.name, e.stat().st_mtime_ns) for f in folders for e in os.scandir(f) if e.name.endswith(".py")]
+    return f"{__version__} {CACHE_FORMAT} {sorted(seen)}"
 
 
 def _cache_path(key: str) -> Path | None:
@@ -150,6 +159,8 @@ def _read(entry: Path) -> Program | None:
 
 
 def _write(entry: Path, data: Mapping[str, Any]) -> None:
+    import tempfile  # only a cold start writes
+
     # A cache that cannot be written is no reason to fail: the next start is a cold one.
     with contextlib.suppress(OSError):
         entry.parent.mkdir(parents=True, exist_ok=True)

@@ -85,7 +85,9 @@ class Machine:
 
     def calls_models(self) -> bool:
         """Whether a run of this machine is going to need the model client."""
-        return self.make_agent is litellm_agent and any(name not in self.agents for name in self.program.agents)
+        return self.make_agent is litellm_agent and any(
+            name not in self.agents for name in self.program.agents
+        )
 
 
 def config_text(machine: Machine) -> bytes:
@@ -114,7 +116,9 @@ class HooksOfRun:
             if hooks is not None:
                 self.observed[refs] = observed_points(hooks)
         if self.objects.keys() != {()} or machine.shared_hooks is not None:
-            steers = {refs: steered_points(hooks) for refs, hooks in self.objects.items() if hooks is not None}
+            steers = {
+                refs: steered_points(hooks) for refs, hooks in self.objects.items() if hooks is not None
+            }
             self.program = bound(program, steers)
 
     def get(self, refs: HookRefs) -> Any:

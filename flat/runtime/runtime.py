@@ -19,8 +19,8 @@ from anyio.abc import TaskGroup
 from flat.backends import open_store
 from flat.backends.liveness import this_process
 from flat.backends.protocols import CheckpointStore, Execution, Owner, Signal
-from flat.core.advance import begin, has_place, stopped
 from flat.bindings import standard_types
+from flat.core.advance import begin, has_place, stopped
 from flat.core.codec import Codec
 from flat.core.events import Resumed, Spent, Started
 from flat.core.failure import Failure, failure_of
@@ -146,7 +146,9 @@ class Runtime:
     def opened(self) -> CheckpointStore:
         """The store. Raises when the runtime keeps nothing, or is not open."""
         if self._store is None:
-            raise ExecutionError("this runtime is not open, or keeps nothing: use `async with Runtime(store)`")
+            raise ExecutionError(
+                "this runtime is not open, or keeps nothing: use `async with Runtime(store)`"
+            )
         return self._store
 
     # -- running ----------------------------------------------------------------------
@@ -170,9 +172,13 @@ class Runtime:
             keeper: Keeper | None = None
             if self._store is not None:
                 await self._store.put_config(hooks.program.digest, config_text(machine))
-                keeper = await create(self._store, codec, hooks.program, snapshot, self.owner, ttl=self.lease_seconds)
+                keeper = await create(
+                    self._store, codec, hooks.program, snapshot, self.owner, ttl=self.lease_seconds
+                )
                 if keeper is None:
-                    raise ExecutionBusy(execution_id, hint="an execution with this id exists already; resume it")
+                    raise ExecutionBusy(
+                        execution_id, hint="an execution with this id exists already; resume it"
+                    )
             async with self._driven(machine, hooks, keeper) as drive:
                 await hooks.tell_lifecycle("machine_start", snapshot)
                 last = await drive.start(snapshot, event)
@@ -221,7 +227,9 @@ class Runtime:
             self._claims.remove(execution_id)
 
     @asynccontextmanager
-    async def _driven(self, machine: Machine, hooks: HooksOfRun, keeper: Keeper | None) -> AsyncIterator[Drive]:
+    async def _driven(
+        self, machine: Machine, hooks: HooksOfRun, keeper: Keeper | None
+    ) -> AsyncIterator[Drive]:
         """A drive that can be found and cancelled; at the end the lease is given back."""
         codec = Codec(machine.bindings.types)
         drive = Drive(
@@ -261,7 +269,9 @@ class Runtime:
             )
         text = await self.opened().get_config(execution.program)
         if text is None:
-            raise IncompatibleSnapshot(f'the program of execution "{execution.execution_id}" is not in this store')
+            raise IncompatibleSnapshot(
+                f'the program of execution "{execution.execution_id}" is not in this store'
+            )
         program, origin = program_of(text)
         return Machine(program, origin=origin) if registered is None else replace(registered, program=program)
 
@@ -281,7 +291,9 @@ class Runtime:
         now = self.clock.now()
         try:
             with self._claimed(execution_id):
-                keeper = await take_up(store, LOOKING, execution_id, self.owner, now=now, ttl=self.lease_seconds)
+                keeper = await take_up(
+                    store, LOOKING, execution_id, self.owner, now=now, ttl=self.lease_seconds
+                )
                 try:
                     if keeper.stored.status in FINISHED:
                         return False

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flat.spec.check import check_machine
     from flat.spec.document import Document
+    from flat.spec.limits import Limits
     from flat.spec.load import load_machine, load_machine_dict
-    from flat.spec.parse import Limits
     from flat.spec.sources import AgentSource, CatalogueSource, ChildSource, MachineSource
 
 __all__ = [
@@ -32,7 +32,7 @@ _HOMES = {
     "CatalogueSource": "sources",
     "ChildSource": "sources",
     "Document": "document",
-    "Limits": "parse",
+    "Limits": "limits",
     "MachineSource": "sources",
     "check_machine": "check",
     "load_machine": "load",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flat.errors import Problem, SpecError
 from flat.spec.document import Document
-from flat.spec.parse import LIMITS, Limits, parse
+from flat.spec.limits import LIMITS, Limits
 
 MACHINE_NAMES = ("machine.yml", "machine.yaml", "machine.json")
 _SUFFIXES = (".yml", ".yaml", ".json")
@@ -65,6 +65,8 @@ class Files:
     def read(self, path: Path, shown: str | None = None) -> Document:
         """Parse a file that `resolve` gave."""
         if path not in self.documents:
+            from flat.spec.parse import parse
+
             data = read_capped(path, self.limits)
             self.contents[self.name(path)] = data
             self.documents[path] = parse(data, shown or self.shown(path), limits=self.limits)
@@ -112,6 +114,8 @@ def find_machine(path: Path) -> Path:
 
 
 def _is_machine(path: Path) -> bool:
+    from flat.spec.parse import parse
+
     try:
         value = parse(read_capped(path), path.name).value
     except SpecError:

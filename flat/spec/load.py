@@ -13,7 +13,7 @@ from typing import Any
 from flat.errors import Problem, SpecError
 from flat.spec.document import Document
 from flat.spec.files import Files, find_machine
-from flat.spec.parse import LIMITS, Limits
+from flat.spec.limits import LIMITS, Limits
 from flat.spec.sources import MachineSource, Part
 
 

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import orjson
-from flat.core.template import CompiledMapping, Template, compile_value
 
 from flat.core.condition import Condition
 from flat.core.hookref import HookRef, HookRefs
@@ -24,6 +23,7 @@ from flat.core.ops import Action, AnyOp, Arm, Assign, Branch, Call, Finish, Hook
 from flat.core.program import END, START, Limits, Node, Program
 from flat.core.program_codec import with_digest
 from flat.core.strategies import Retry, Single, Strategy
+from flat.core.template import CompiledMapping, Template, compile_value
 from flat.errors import Location, SpecError
 from flat.spec.machine import MachineData, RetryExecution, State, hooks_calls
 from flat.spec.sources import AgentSource, MachineSource
@@ -197,7 +197,11 @@ def agent_config(agent: AgentSource, source: MachineSource) -> dict[str, Any]:
     if agent.problem is not None:
         return {"problem": str(agent.problem)}
     prompt = dict(agent.prompt.value) if agent.prompt else {}
-    config = {"prompt": prompt, "profile": agent.model} if agent.shape == "bundle" else {**prompt, "model": agent.model}
+    config = (
+        {"prompt": prompt, "profile": agent.model}
+        if agent.shape == "bundle"
+        else {**prompt, "model": agent.model}
+    )
     places = {}
     for key in ("system", "user", "instruction_suffix", "post_history_instructions"):
         if agent.prompt is not None and key in prompt and (at := agent.prompt.locate_in(key)) is not None:

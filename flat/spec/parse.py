@@ -29,21 +29,8 @@ from yaml.events import (
 
 from flat.errors import Location, Problem, SpecError
 from flat.spec.document import Document, Mark, Step
+from flat.spec.limits import LIMITS, Limits
 from flat.spec.syntax import explain, unquoted_template
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What a file may amount to."""
-
-    size: int = 2 * 1024 * 1024
-    depth: int = 100
-    nodes: int = 200_000
-    aliased: int = 20_000
-    """Nodes that aliases stand for, written out."""
-
-
-LIMITS = Limits()
 
 _WORDS: dict[str, Any] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),

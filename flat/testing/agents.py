@@ -15,8 +15,10 @@ from typing import Any, TypeAlias
 from flat.agents.protocol import AgentRequest, AgentResult, Usage
 from flat.drivers.clock import Clock
 
-Answer: TypeAlias = "str | Mapping[str, Any] | AgentResult | Exception | After | Callable[[AgentRequest], Answer]"
-"""Text, structured output, a whole result, an error to raise, any of these later, or a function that chooses."""
+Answer: TypeAlias = (
+    "str | Mapping[str, Any] | AgentResult | Exception | After | Callable[[AgentRequest], Answer]"
+)
+"""Text, structured output, a whole result, an error to raise, one of these later, or a function that chooses."""
 
 
 @dataclass(frozen=True, slots=True)

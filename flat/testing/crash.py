@@ -34,7 +34,9 @@ from flat.runtime.runtime import Outcome, Runtime
 from flat.testing.clock import VirtualClock
 
 EXECUTION = "swept"
-WRITES = frozenset({"create", "acquire", "release", "commit", "put_config", "send", "heartbeat", "request_cancel"})
+WRITES = frozenset(
+    {"create", "acquire", "release", "commit", "put_config", "send", "heartbeat", "request_cancel"}
+)
 
 Opener: TypeAlias = Callable[[], CheckpointStore]
 Places: TypeAlias = Callable[[], Opener]
@@ -198,7 +200,9 @@ async def sweep(scenario: Scenario, places: Places) -> Report:
         opener, clock = places(), VirtualClock()
         first = await _live(scenario, opener, clock, number)
         if first.outcome is not None:
-            report.problems.append(f"point {number} ({name}) was not reached: the scenario is not deterministic")
+            report.problems.append(
+                f"point {number} ({name}) was not reached: the scenario is not deterministic"
+            )
             continue
         pending = await _pending(opener)
         second = await _live(scenario, opener, clock, None)
@@ -211,7 +215,7 @@ async def sweep(scenario: Scenario, places: Places) -> Report:
 async def _live(scenario: Scenario, opener: Opener, clock: VirtualClock, at: int | None) -> _Life:
     death, store = _Death(at), opener()
     doubted: list[str] = []
-    runtime = _Runtime(_Store(store, death), clock=clock).live(death)  # type: ignore[arg-type]
+    runtime = _Runtime(_Store(store, death), clock=clock).live(death)
     outcome: Outcome | None = None
     try:
         async with runtime:
@@ -238,7 +242,7 @@ async def _run(scenario: Scenario, runtime: Runtime, doubted: list[str]) -> Outc
         outcome = await runtime.resume(EXECUTION, machine)
     while True:
         doubted += [one.effect_id for one in outcome.in_doubt]
-        channel = outcome.waiting_on[0] if outcome.waiting_on else None
+        channel = outcome.waiting_on[0] if outcome.waiting_on else ""
         if outcome.status == "waiting" and channel in scenario.signals:
             await runtime.signal(channel, scenario.signals[channel], signal_id=f"{EXECUTION}/{channel}")
             outcome = await runtime.resume(EXECUTION, machine)
@@ -253,13 +257,17 @@ async def _pending(opener: Opener) -> frozenset[str]:
     async with Runtime(opener()) as runtime:
         store = runtime.opened()
         known = await store.get(EXECUTION)
-        found = frozenset((await runtime.inspect(EXECUTION)).pending) if known is not None else frozenset[str]()
+        found = (
+            frozenset((await runtime.inspect(EXECUTION)).pending) if known is not None else frozenset[str]()
+        )
     if not isinstance(store, MemoryStore):
         await store.close()
     return found
 
 
-def _compare(whole: _Life, first: _Life, second: _Life, pending: frozenset[str], report: Report) -> Sequence[str]:
+def _compare(
+    whole: _Life, first: _Life, second: _Life, pending: frozenset[str], report: Report
+) -> Sequence[str]:
     expected, got = whole.outcome, second.outcome
     assert expected is not None
     assert got is not None
@@ -290,4 +298,3 @@ def _compare(whole: _Life, first: _Life, second: _Life, pending: frozenset[str],
     report.in_doubt += len(risky)
     report.performed_twice += len(began.keys() & again)
     return problems
-

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from flat.cli.live import ROWS, LiveProgress
 from flat.core.events import Spent
-from flat.hooks.observer import Notice
+from flat.hooks.notices import Notice
 
 SPENT = Spent(calls=2, input_tokens=1200, output_tokens=34, cost=0.0123)
 

@@ -32,11 +32,16 @@ def program(*nodes: Node, context: Mapping[str, Any] | None = None, **rest: Any)
     """A program that begins at its first node."""
     return with_digest(
         Program(
-            name="small", kind="yaml", spec_version="4.0.0", initial=nodes[0].name,
-            context=compile_value(dict(context or {}), native=True), nodes={n.name: n for n in nodes},
-            limits=rest.pop("limits", Limits()), **rest,
+            name="small",
+            kind="yaml",
+            spec_version="4.0.0",
+            initial=nodes[0].name,
+            context=compile_value(dict(context or {}), native=True),
+            nodes={n.name: n for n in nodes},
+            limits=rest.pop("limits", Limits()),
+            **rest,
         )
-    )  # fmt: skip
+    )
 
 
 def final(name: str = "end") -> Node:
@@ -49,7 +54,11 @@ def one(op: AnyOp, **rest: Any) -> Program:
 
 
 def started(
-    of: Program, input: Mapping[str, Any] | None = None, *, max_steps: int | None = 1000, max_agent_calls: int | None = None
+    of: Program,
+    input: Mapping[str, Any] | None = None,
+    *,
+    max_steps: int | None = 1000,
+    max_agent_calls: int | None = None,
 ) -> Advance:
     event = Started(input or {}, AT)
     return advance(of, begin(of, "e1", event, max_steps=max_steps, max_agent_calls=max_agent_calls), event)
@@ -68,7 +77,9 @@ def failed(of: Program, step: Advance, failure: Failure | str = "Boom", *, at: f
     return advance(of, step.snapshot, Failed(effect.id, failure, at))
 
 
-def act(of: Program, snapshot: Advance, does: Callable[[Effect, Snapshot], Any], *, most: int = 10_000) -> Advance:
+def act(
+    of: Program, snapshot: Advance, does: Callable[[Effect, Snapshot], Any], *, most: int = 10_000
+) -> Advance:
     """Answer every effect with what `does` returns for it, until there is none."""
     step = snapshot
     for _ in range(most):
@@ -85,6 +96,19 @@ def counting(effect: Effect, _: Snapshot) -> Any:
 
 
 __all__ = [
-    "AT", "Action", "Advance", "Assign", "Call", "act", "counting", "done", "failed", "final", "go", "node", "one",
-    "program", "started",
-]  # fmt: skip
+    "AT",
+    "Action",
+    "Advance",
+    "Assign",
+    "Call",
+    "act",
+    "counting",
+    "done",
+    "failed",
+    "final",
+    "go",
+    "node",
+    "one",
+    "program",
+    "started",
+]

@@ -46,21 +46,25 @@ def test_an_action_is_asked_for_under_a_derived_id_and_its_answer_becomes_the_co
 def test_an_assignment_sees_the_entries_before_it_and_what_was_answered() -> None:
     of = program(
         node(
-            "work", Call(agent="a"),
+            "work",
+            Call(agent="a"),
             Assign(entries=(("a", text("{{ output.x }}")), ("b", text("{{ context.a + 1 }}")), ("c", [1]))),
             go((None, "end")),
         ),
-        final(), context={"n": 1},
-    )  # fmt: skip
+        final(),
+        context={"n": 1},
+    )
     last = done(of, started(of), reply({"x": 4}))
     assert last.snapshot.root.context == {"n": 1, "a": 4, "b": 5, "c": [1]}
 
 
 def test_a_branch_takes_the_first_arm_that_holds() -> None:
     of = program(
-        node("work", go(("context.n == 2", "no"), ("context.n == 1", "end"), (None, "no"))), final(), final("no"),
+        node("work", go(("context.n == 2", "no"), ("context.n == 1", "end"), (None, "no"))),
+        final(),
+        final("no"),
         context={"n": 1},
-    )  # fmt: skip
+    )
     assert started(of).snapshot.root.node == "end"
 
 
@@ -75,8 +79,10 @@ def test_a_branch_without_a_matching_arm_is_stuck_and_not_done() -> None:
 
 
 def test_a_call_gives_the_payload_as_output_and_counts_what_was_spent() -> None:
-    of = program(node("work", Call(agent="a", input=compile_value({"q": "{{ context.n }}"}, native=True)),
-                      Finish()), context={"n": 1})  # fmt: skip
+    of = program(
+        node("work", Call(agent="a", input=compile_value({"q": "{{ context.n }}"}, native=True)), Finish()),
+        context={"n": 1},
+    )
     step = started(of)
     (effect,) = step.effects
     assert isinstance(effect, CallAgent)
@@ -95,7 +101,9 @@ def test_a_failed_call_counts_what_it_spent_all_the_same() -> None:
 
 
 def test_a_final_node_renders_its_output() -> None:
-    of = program(node("end", Finish(output=compile_value({"n": "{{ context.n }}"}, native=True))), context={"n": 7})
+    of = program(
+        node("end", Finish(output=compile_value({"n": "{{ context.n }}"}, native=True))), context={"n": 7}
+    )
     assert started(of).snapshot.output == {"n": 7}
 
 
@@ -109,7 +117,9 @@ def test_a_wait_parks_on_the_rendered_channel_and_hands_on_the_payload() -> None
 
 
 def test_a_hook_on_entering_answers_with_the_context() -> None:
-    of = program(node("work", Hook(point="state_enter", key="enter"), Finish(), hooks=HOOKS), context={"n": 1})
+    of = program(
+        node("work", Hook(point="state_enter", key="enter"), Finish(), hooks=HOOKS), context={"n": 1}
+    )
     step = started(of)
     assert step.effects == (RunHook("0/1/enter", "work", "state_enter", HOOKS, {"n": 1}),)
     assert done(of, step, {"n": 5}).snapshot.root.context == {"n": 5}
@@ -117,7 +127,8 @@ def test_a_hook_on_entering_answers_with_the_context() -> None:
 
 def test_a_hook_on_leaving_keeps_its_changes_to_the_context_and_not_its_answer() -> None:
     of = program(
-        node("work", Call(agent="a"), Hook(point="state_exit", key="exit"), Finish(), hooks=HOOKS), context={"n": 1}
+        node("work", Call(agent="a"), Hook(point="state_exit", key="exit"), Finish(), hooks=HOOKS),
+        context={"n": 1},
     )
     step = done(of, started(of), reply("first"))
     last = done(of, step, Steered("second", {"n": 5})).snapshot
@@ -125,7 +136,9 @@ def test_a_hook_on_leaving_keeps_its_changes_to_the_context_and_not_its_answer()
 
 
 def test_a_steered_transition_leads_where_the_hook_says() -> None:
-    of = program(node("work", go((None, "end"), steered=True), hooks=HOOKS), final(), final("other"), context={"n": 1})
+    of = program(
+        node("work", go((None, "end"), steered=True), hooks=HOOKS), final(), final("other"), context={"n": 1}
+    )
     step = started(of)
     assert isinstance(step.effects[0], RunHook)
     assert step.effects[0].arguments == {"to": "end"}
@@ -139,8 +152,9 @@ def test_a_hook_at_the_end_of_the_machine_changes_the_output() -> None:
         node(START, Hook(point="machine_start", key="machine_start"), go((None, "end"))),
         node("end", Finish(output=compile_value({"n": "{{ context.n }}"}, native=True))),
         node(END, Hook(point="machine_end", key="machine_end"), Finish()),
-        context={"n": 1}, lifecycle=HOOKS,
-    )  # fmt: skip
+        context={"n": 1},
+        lifecycle=HOOKS,
+    )
     step = started(of)
     assert step.effects[0].id == "0/0/machine_start"
     step = done(of, step, {"n": 2})
@@ -167,9 +181,11 @@ def test_an_error_hook_chooses_the_next_node_or_lets_the_error_stand() -> None:
 
 def test_hook_points_that_nobody_steers_are_left_out_and_the_digest_stays() -> None:
     of = program(
-        node("work", Hook(point="state_enter", key="enter"), go((None, "end"), steered=True), hooks=HOOKS), final(),
-        lifecycle=HOOKS, context={},
-    )  # fmt: skip
+        node("work", Hook(point="state_enter", key="enter"), go((None, "end"), steered=True), hooks=HOOKS),
+        final(),
+        lifecycle=HOOKS,
+        context={},
+    )
     with_enter = bound(of, {HOOKS: frozenset({"state_enter"})})
     assert [op.key for op in with_enter.nodes["work"].ops] == ["enter", "branch"]
     bare = bound(of, {HOOKS: frozenset()})
@@ -199,13 +215,23 @@ def test_an_answer_that_nobody_waits_for_is_refused_and_changes_nothing(effect_i
 
 @pytest.mark.parametrize(
     "event",
-    [Resumed(AT), Cancelled(AT), Doubted((), AT), Started({}, AT), Done("0/1/action", {}, AT),
-     Failed("0/1/action", Failure(type="x", message=""), AT)],
-)  # fmt: skip
+    [
+        Resumed(AT),
+        Cancelled(AT),
+        Doubted((), AT),
+        Started({}, AT),
+        Done("0/1/action", {}, AT),
+        Failed("0/1/action", Failure(type="x", message=""), AT),
+    ],
+)
 def test_what_is_finished_stays_finished(event: Any) -> None:
     of = one(Action(action="go"))
     cancelled = advance(of, started(of).snapshot, Cancelled(AT, "enough"))
-    assert (cancelled.snapshot.status, cancelled.snapshot.reason, cancelled.effects) == ("cancelled", "enough", ())
+    assert (cancelled.snapshot.status, cancelled.snapshot.reason, cancelled.effects) == (
+        "cancelled",
+        "enough",
+        (),
+    )
     assert cancelled.snapshot.pending == ("0/1/action",)
     with pytest.raises(UnexpectedEvent):
         advance(of, cancelled.snapshot, event)
@@ -224,7 +250,9 @@ def test_doubt_stops_the_execution_and_a_resume_asks_again() -> None:
 
 def loop() -> Program:
     return program(
-        node("work", Action(action="count"), go(("context.n >= 5", "end"), (None, "work"))), final(), context={"n": 0}
+        node("work", Action(action="count"), go(("context.n >= 5", "end"), (None, "work"))),
+        final(),
+        context={"n": 0},
     )
 
 
@@ -283,7 +311,9 @@ def test_an_error_goes_to_its_class_then_its_code_then_its_bases_then_the_defaul
     targets: dict[str, str], expected: str | None
 ) -> None:
     failure = Failure(
-        type="RateLimited", message="slow down", names=("rate_limit", "ConnectionError", "OSError", "Exception")
+        type="RateLimited",
+        message="slow down",
+        names=("rate_limit", "ConnectionError", "OSError", "Exception"),
     )
     of = program(node("work", Action(action="x"), on_error=targets), *map(final, "abc"), context={"n": 1})
     last = failed(of, started(of), failure).snapshot
@@ -295,9 +325,12 @@ def test_an_error_goes_to_its_class_then_its_code_then_its_bases_then_the_defaul
 
 def test_an_error_in_a_template_is_routed_like_any_other() -> None:
     of = program(
-        node("work", Assign(entries=(("x", text("{{ 1 / context.n }}")),)), on_error={"ExpressionError": "end"}),
-        final(), context={"n": 0},
-    )  # fmt: skip
+        node(
+            "work", Assign(entries=(("x", text("{{ 1 / context.n }}")),)), on_error={"ExpressionError": "end"}
+        ),
+        final(),
+        context={"n": 0},
+    )
     last = started(of).snapshot
     assert last.root.context["last_error_type"] == "ExpressionError"
     assert last.status == "done"
@@ -325,9 +358,16 @@ def test_a_cursor_by_name_survives_an_op_that_is_inserted_before_it() -> None:
     old = one(Action(action="go"))
     step = started(old)
     new = program(
-        node("work", Assign(entries=(("seen", 1),)), Action(action="go"), Assign(entries=(("then", 2),)), go((None, "end"))),
-        final(), context={"n": 1},
-    )  # fmt: skip
+        node(
+            "work",
+            Assign(entries=(("seen", 1),)),
+            Action(action="go"),
+            Assign(entries=(("then", 2),)),
+            go((None, "end")),
+        ),
+        final(),
+        context={"n": 1},
+    )
     again = advance(new, step.snapshot, Resumed(AT))
     assert again.effects == step.effects
     assert done(new, again, {"n": 3}).snapshot.root.context == {"n": 3, "then": 2}
@@ -336,7 +376,8 @@ def test_a_cursor_by_name_survives_an_op_that_is_inserted_before_it() -> None:
 
 @pytest.mark.parametrize("event", [Resumed(AT), Done("0/1/action", {}, AT)])
 @pytest.mark.parametrize(
-    "new", [program(node("work", go((None, "end"))), final()), program(node("other", go((None, "end"))), final())]
+    "new",
+    [program(node("work", go((None, "end"))), final()), program(node("other", go((None, "end"))), final())],
 )
 def test_an_op_that_is_lost_is_a_clear_failure(event: Any, new: Program) -> None:
     step = started(one(Action(action="go")))

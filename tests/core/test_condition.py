@@ -1,6 +1,6 @@
 """Conditions: the grammar, the meaning of each operator, and the advice given for mistakes."""
 
-# ruff: noqa: E501 - a row of a table stays on its line
+
 
 from __future__ import annotations
 

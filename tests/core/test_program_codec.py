@@ -22,36 +22,66 @@ from flat.errors import IncompatibleSnapshot, Location
 
 NAME = st.text("abcxyz_", min_size=1, max_size=5)
 VALUE = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=4) | st.sampled_from(["$T", "$l", "$"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAME, inner, max_size=3), max_leaves=5,
-)  # fmt: skip
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.text(max_size=4)
+    | st.sampled_from(["$T", "$l", "$"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAME, inner, max_size=3),
+    max_leaves=5,
+)
 TEMPLATE = st.builds(
     lambda name, native: Template(f"{{{{ context.{name} }}}}", None, native), NAME, st.booleans()
 )
 HOOKS = st.lists(st.builds(HookRef, NAME, st.sampled_from(["{}", '{"a":1}']), NAME), max_size=2).map(tuple)
 OPS = st.one_of(
     st.builds(Action, action=NAME, in_doubt=st.sampled_from(["retry", "ask", "verify:x"])),
-    st.builds(Assign, entries=st.lists(st.tuples(NAME, VALUE.filter(lambda v: not isinstance(v, str)) | TEMPLATE),
-                                       max_size=3).map(tuple)),
-    st.builds(Branch, arms=st.lists(st.builds(Arm, st.none() | st.builds(
-        lambda n: Condition(f"context.{n} == 1", None), NAME), NAME), max_size=3).map(tuple), steered=st.booleans()),
-    st.builds(Call, agent=NAME, strategy=st.one_of(
-        st.builds(Single), st.builds(Retry, backoffs=st.lists(st.floats(0, 9), max_size=3).map(tuple)))),
-    st.builds(Finish), st.builds(Wait, channel=TEMPLATE), st.builds(Hook, point=NAME, key=NAME),
-)  # fmt: skip
+    st.builds(
+        Assign,
+        entries=st.lists(
+            st.tuples(NAME, VALUE.filter(lambda v: not isinstance(v, str)) | TEMPLATE), max_size=3
+        ).map(tuple),
+    ),
+    st.builds(
+        Branch,
+        arms=st.lists(
+            st.builds(Arm, st.none() | st.builds(lambda n: Condition(f"context.{n} == 1", None), NAME), NAME),
+            max_size=3,
+        ).map(tuple),
+        steered=st.booleans(),
+    ),
+    st.builds(
+        Call,
+        agent=NAME,
+        strategy=st.one_of(
+            st.builds(Single), st.builds(Retry, backoffs=st.lists(st.floats(0, 9), max_size=3).map(tuple))
+        ),
+    ),
+    st.builds(Finish),
+    st.builds(Wait, channel=TEMPLATE),
+    st.builds(Hook, point=NAME, key=NAME),
+)
 
 
 @st.composite
 def programs(draw: st.DrawFn) -> Program:
     nodes = [
-        node(name, *draw(st.lists(OPS, max_size=3)), hooks=draw(HOOKS), timeout=draw(st.none() | st.floats(1, 9)),
-             on_error=draw(st.dictionaries(NAME, NAME, max_size=2)), error_steered=draw(st.booleans()))
+        node(
+            name,
+            *draw(st.lists(OPS, max_size=3)),
+            hooks=draw(HOOKS),
+            timeout=draw(st.none() | st.floats(1, 9)),
+            on_error=draw(st.dictionaries(NAME, NAME, max_size=2)),
+            error_steered=draw(st.booleans()),
+        )
         for name in draw(st.lists(NAME, min_size=1, max_size=4, unique=True))
-    ]  # fmt: skip
+    ]
     return program(
-        *nodes, lifecycle=draw(HOOKS), settings=draw(st.dictionaries(NAME, VALUE, max_size=2)),
+        *nodes,
+        lifecycle=draw(HOOKS),
+        settings=draw(st.dictionaries(NAME, VALUE, max_size=2)),
         limits=Limits(max_steps=draw(st.none() | st.integers(1, 9))),
-    )  # fmt: skip
+    )
 
 
 @settings(max_examples=150, deadline=None)
@@ -67,11 +97,16 @@ def test_a_program_comes_back_as_it_was(of: Program) -> None:
 def small(**rest: Any) -> Program:
     place = rest.pop("place", None)
     return program(
-        node("work", Action(action=rest.pop("action", "count")),
-             Assign(entries=(("x", Template("{{ context.n }}", place, True)),)),
-             Branch(arms=(Arm(Condition("context.n >= 3", place), "end"), Arm(None, "work")))),
-        final(), context={"n": 0}, **rest,
-    )  # fmt: skip
+        node(
+            "work",
+            Action(action=rest.pop("action", "count")),
+            Assign(entries=(("x", Template("{{ context.n }}", place, True)),)),
+            Branch(arms=(Arm(Condition("context.n >= 3", place), "end"), Arm(None, "work"))),
+        ),
+        final(),
+        context={"n": 0},
+        **rest,
+    )
 
 
 def test_a_decoded_program_runs_like_the_original() -> None:
@@ -90,10 +125,12 @@ def test_places_in_files_do_not_change_the_digest() -> None:
 
 def test_what_a_program_does_changes_the_digest() -> None:
     digests = {
-        small().digest, small(action="other").digest, small(limits=Limits(max_steps=3)).digest,
+        small().digest,
+        small(action="other").digest,
+        small(limits=Limits(max_steps=3)).digest,
         small(agents={"a": {"model": "x"}}).digest,
         replace(with_digest(replace(small(), context=compile_value({"n": 1}, native=True)))).digest,
-    }  # fmt: skip
+    }
     assert len(digests) == 5
 
 

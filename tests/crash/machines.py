@@ -113,7 +113,9 @@ def attempt(request: AgentRequest) -> int:
 
 def flaky(request: AgentRequest) -> Any:
     """Fails, then is empty, then answers."""
-    return [AgentFailed("busy", code="rate_limit", retryable=True, retry_after=3.0), "", "ok"][attempt(request)]
+    return [AgentFailed("busy", code="rate_limit", retryable=True, retry_after=3.0), "", "ok"][
+        attempt(request)
+    ]
 
 
 def loop(action: str, times: int) -> dict[str, Any]:
@@ -199,7 +201,9 @@ def signals() -> Scenario:
 
 def timeouts() -> Scenario:
     def agent(clock: Clock) -> ScriptedAgent:
-        return ScriptedAgent(lambda request: After(100, "late") if request.input["n"] == "0" else "soon", clock=clock)
+        return ScriptedAgent(
+            lambda request: After(100, "late") if request.input["n"] == "0" else "soon", clock=clock
+        )
 
     states = {
         "start": {"type": "initial", "transitions": [{"to": "ask"}]},

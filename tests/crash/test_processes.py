@@ -156,12 +156,16 @@ def test_killed_processes_lose_nothing_and_repeat_nothing_recorded(workers: Work
             assert sorted(set(story.done)) == list(range(1, STEPS + 1))
             finished += 1
             story = Story(f"e{finished}")
-    print(f"{kills} kills, {finished} executions, {doubtful} effects in doubt, {time.monotonic() - began:.0f} s")
+    print(
+        f"{kills} kills, {finished} executions, {doubtful} effects in doubt, {time.monotonic() - began:.0f} s"
+    )
     assert finished or ROUNDS < 50
 
 
 @pytest.mark.parametrize(("processes", "rounds"), [(2, 6), (8, 4), (32, 2)])
-def test_of_many_processes_exactly_one_drives_an_execution(workers: Workers, processes: int, rounds: int) -> None:
+def test_of_many_processes_exactly_one_drives_an_execution(
+    workers: Workers, processes: int, rounds: int
+) -> None:
     for number in range(rounds):
         name = f"race{number}"
         (pid,) = workers.ask(f"run {name} {STEPS} 0.002 30")
@@ -174,7 +178,9 @@ def test_of_many_processes_exactly_one_drives_an_execution(workers: Workers, pro
         workers.news()
         pids = workers.ask(f"race {name} {processes}")
         codes = [workers.ended() for _ in pids]
-        steps = [(int(pid), int(n)) for kind, pid, _, n in (x for x in workers.news() if x[0] == "step") if kind]
+        steps = [
+            (int(pid), int(n)) for kind, pid, _, n in (x for x in workers.news() if x[0] == "step") if kind
+        ]
         assert len({pid for pid, _ in steps}) == 1
         assert [n for _, n in steps] == list(range(before.root.context["n"] + 1, STEPS + 1))
         assert set(codes) <= {0, BUSY}
@@ -199,5 +205,7 @@ def test_a_zombie_cannot_commit(workers: Workers, others: Workers) -> None:
         assert finished is not None
         assert finished.status == "done"
         assert finished.root.context["trail"] == [f"{'ba'[n % 2]}{n}" for n in range(1, STEPS + 1)]
-        by_heir = [int(n) for kind, pid, _, n in (x for x in workers.news() if x[0] == "step") if int(pid) == heir]
+        by_heir = [
+            int(n) for kind, pid, _, n in (x for x in workers.news() if x[0] == "step") if int(pid) == heir
+        ]
         assert by_heir == list(range(by_heir[0], STEPS + 1))

@@ -42,7 +42,13 @@ class Branch:
 
     def _steer(self, here: View, target: str) -> Answer:
         effect = RunHook(
-            here.effect_id(self.key), here.node, "transition", here.hooks, here.context, {"to": target}, here.deadline
+            here.effect_id(self.key),
+            here.node,
+            "transition",
+            here.hooks,
+            here.context,
+            {"to": target},
+            here.deadline,
         )
         return Block((effect,), local=target)
 

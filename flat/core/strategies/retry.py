@@ -69,7 +69,10 @@ class Retry:
 
 
 EMPTY = Failure(
-    type="ValueError", message="empty response from the agent", names=("EmptyResponse", "Exception"), retryable=True
+    type="ValueError",
+    message="empty response from the agent",
+    names=("EmptyResponse", "Exception"),
+    retryable=True,
 )
 
 
