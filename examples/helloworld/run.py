@@ -4,7 +4,6 @@ from flat import FlatMachine, HooksRegistry, LoggingHooks, setup_logging, get_lo
 setup_logging(level="INFO")
 logger = get_logger(__name__)
 
-
 class HelloWorldHooks(LoggingHooks):
     def on_action(self, action_name, context):
         if action_name == "append_char":
@@ -12,7 +11,6 @@ class HelloWorldHooks(LoggingHooks):
             if last_output:
                 context["current"] = context["current"] + str(last_output)[0]
         return context
-
 
 async def main():
     hooks_registry = HooksRegistry()
@@ -26,6 +24,5 @@ async def main():
     result = await machine.execute(input={"target": "Hello, World!"}, max_agent_calls=20)
     logger.info(f"Result: '{result.get('result', '')}'")
     logger.info(f"Success: {result.get('success')}")
-
 
 asyncio.run(main())

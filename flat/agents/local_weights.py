@@ -65,8 +65,12 @@ SMOLLM2 = Weights(
 
 
 def cache_dir() -> Path:
-    """Where `flat` keeps what it can fetch again; `FLAT_CACHE` overrides the platform's place."""
-    if told := os.environ.get("FLAT_CACHE"):
+    """Where `flat` keeps what it can fetch again; `FLAT_CACHE` overrides the platform's place.
+
+    `FLAT_CACHE=off` is for what is quickly made again; weights have to be somewhere.
+    """
+    told = os.environ.get("FLAT_CACHE")
+    if told and told != "off":
         return Path(told).expanduser()
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA")

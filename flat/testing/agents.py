@@ -18,7 +18,7 @@ from flat.drivers.clock import Clock
 Answer: TypeAlias = (
     "str | Mapping[str, Any] | AgentResult | Exception | After | Callable[[AgentRequest], Answer]"
 )
-"""Text, structured output, a whole result, an error to raise, one of these later, or a function that chooses."""
+"""Text, structured output, a whole result, an error to raise, one of these later, or a function."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """What an earlier release wrote must load and finish: executions as bytes, kept in `golden/snapshots`.
 
-A file holds the program, every body and every blob of an execution that is not finished, and what it comes to.
+A file holds the program, bodies and blobs of an execution that is not finished, and what it comes to.
 `python tests/core/test_golden_snapshots.py` writes those that are not there; one that is there never changes.
 """
 
