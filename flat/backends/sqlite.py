@@ -6,10 +6,15 @@ commit may bring goes with it into one `BEGIN IMMEDIATE` transaction. The number
 are never copied to the execution's row; they are looked up when somebody asks.
 
 **Steps that are ready together share a transaction.** While this store holds more than one lease, a commit
-joins the open batch and lets the event loop go round once. Whoever is resumed first writes the batch for
-everybody, and the others find their result. Nobody has to be woken, so the order of resumption (which trio
-shuffles) does not matter, and no cancelled task can leave a batch behind. A refused member is refused alone;
-a database error fails all members, and nothing of the batch is stored.
+joins the open batch and lets the event loop go round once, and so does every start. Whoever is resumed first
+writes the batch for everybody, and the others find their result. Nobody has to be woken, so the order of
+resumption (which trio shuffles) does not matter, and no cancelled task can leave a batch behind: it takes its
+own write out of one that is still open, and finds the others' written in one that is not. A refused member is
+refused alone; a database error fails all members, and nothing of the batch is stored.
+
+That turn of the loop is an ordinary one, in which a cancellation may come. A commit that it interrupts was
+written by another member or was not; a start that it interrupts gives its lease back if it was. To shield the
+turn would tell the two apart, and cost as much as the rest of a commit's way through Python.
 
 **SQLite runs on the event loop's own thread**, fsync included. With `FULL`, a step of 64 executions at once
 costs 17 us on the loop and 15-18 us through a worker thread; of 4 at once, 65-90 us and 95-130 us; and for
@@ -22,6 +27,7 @@ newest commits may be missing, never half there. `FULL` waits for the disk.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Sequence
@@ -29,7 +35,7 @@ from os import PathLike, fspath
 from types import TracebackType
 from typing import Any, Self
 
-from anyio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled
+from anyio.lowlevel import checkpoint
 
 from flat.backends.checks import check_birth, check_signal, is_plain
 from flat.backends.liveness import describe, may_take_over
@@ -64,8 +70,8 @@ LONE_COMMITS_PER_TURN = 64
 FORGET_OWNERS_AFTER = 86_400.0
 
 
-class _Member:
-    """One commit of a batch, and what became of it."""
+class _Step:
+    """A commit in a batch, and what became of it."""
 
     __slots__ = ("commit", "error", "stored")
 
@@ -74,8 +80,28 @@ class _Member:
         self.error: Exception | None = None
 
 
+class _Start:
+    """A `begin` in a batch, and what became of it: `held` is None if the id was taken."""
+
+    __slots__ = ("birth", "error", "held", "now", "owner", "stored", "ttl")
+
+    def __init__(self, birth: Birth, owner: Owner, now: float, ttl: float) -> None:
+        self.birth, self.owner, self.now, self.ttl, self.stored = birth, owner, now, ttl, False
+        self.error: Exception | None = None
+        self.held: Held | None = None
+
+    def lease(self) -> Lease | None:
+        if self.held is None or not self.stored:
+            return None
+        execution_id = self.birth.execution.execution_id
+        return Lease(execution_id=execution_id, owner=self.owner.owner, token=self.held.token)
+
+
+_Member = _Step | _Start
+
+
 class _Batch:
-    """Commits that will share a transaction; closed once somebody has begun to write them."""
+    """Writes that will share a transaction; closed once somebody has begun to write them."""
 
     __slots__ = ("closed", "members")
 
@@ -100,6 +126,7 @@ class SQLiteStore:
         self._lock = threading.RLock()
         self._heartbeats: dict[str, tuple[float, float]] = {}
         self._batch: _Batch | None = None
+        self._configs: set[str] = set()
         self._lone_commits = 0
 
     def __repr__(self) -> str:
@@ -123,8 +150,8 @@ class SQLiteStore:
     # Commits
 
     async def commit(self, commit: Commit) -> None:
-        if len(self._held) > 1:
-            await self._commit_together(commit)
+        if len(self._held) > 1 or self._batch is not None:
+            await self._write_together(_Step(commit))
             return
         self._lone_commits += 1
         if self._lone_commits % LONE_COMMITS_PER_TURN == 0:
@@ -146,37 +173,57 @@ class SQLiteStore:
             self._writer.forget(commit.lease)
             raise
 
-    async def _commit_together(self, commit: Commit) -> None:
-        await checkpoint_if_cancelled()
-        member = _Member(commit)
+    async def _write_together(self, member: _Member) -> None:
+        """Have a write stored with whatever else is ready in this turn of the event loop."""
         with self._lock:
-            batch = self._batch = self._batch or _Batch()
+            batch = self._batch
+            if batch is None:
+                batch = self._batch = _Batch()
             batch.members.append(member)
         try:
-            # Shielded: the commit is in other tasks' hands now, and must not raise after it was stored.
-            await cancel_shielded_checkpoint()
+            await checkpoint()
         except BaseException:
-            # Only a cancellation from outside anyio (`asyncio.Task.cancel`) gets here.
-            with self._lock:
-                if not batch.closed:
-                    batch.members.remove(member)
+            self._withdraw(batch, member)
             raise
-        with self._lock:
-            if not batch.closed:
-                self._write(batch)
+        if not batch.closed:
+            with self._lock:
+                # In another thread's event loop somebody may have been quicker.
+                if not batch.closed:
+                    self._write(batch)
+        if not member.stored:
+            # The thread that writes has the lock until all is known.
+            with self._lock:
+                self._raise_for(member)
+
+    def _raise_for(self, member: _Member) -> None:
         if member.error is not None:
             raise member.error
         if not member.stored:
-            raise BackendError(f"commit {commit.seq} was not stored: the write it shared was interrupted")
+            raise BackendError("a write was not stored: the transaction that it shared was interrupted")
+
+    def _withdraw(self, batch: _Batch, member: _Member) -> None:
+        """A task was cancelled: take its write back if nobody has begun to store it."""
+        with self._lock:
+            if not batch.closed:
+                batch.members.remove(member)
+                if not batch.members:
+                    batch.closed, self._batch = True, None
+            elif isinstance(member, _Start) and (lease := member.lease()) is not None:
+                # Nobody will ever hear of this lease, and our heartbeats would keep it.
+                with contextlib.suppress(BackendError):
+                    self._give_back(lease)
 
     def _write(self, batch: _Batch) -> None:
         batch.closed, self._batch = True, None
         members = batch.members
         stored = False
         try:
-            with self._transaction(f"storing {len(members)} commits"):
+            with self._transaction(f"storing {len(members)} writes"):
                 for member in members:
-                    self._write_member(member)
+                    try:
+                        self._write_member(member)
+                    except FlatError as error:
+                        member.error = error
             stored = True
         except BackendError as error:
             for member in members:
@@ -185,34 +232,53 @@ class SQLiteStore:
         finally:
             for member in members:
                 member.stored = stored and member.error is None
-                if not member.stored:
+                if isinstance(member, _Start):
+                    self._settle(member)
+                elif not member.stored:
                     self._writer.forget(member.commit.lease)
 
     def _write_member(self, member: _Member) -> None:
-        """Write one commit of a batch; a refused one leaves no trace and does not disturb the others."""
-        commit = member.commit
+        """Write one member of a batch; a refused one leaves no trace and does not disturb the others."""
+        if isinstance(member, _Step) and is_plain(member.commit):
+            self._writer.append(member.commit)
+            return
+        self._execute("SAVEPOINT member")
         try:
-            if is_plain(commit):
-                self._writer.append(commit)
-                return
-            self._execute("SAVEPOINT member")
-            try:
-                self._writer.apply(commit)
-            except FlatError:
-                self._execute("ROLLBACK TO member")
-                raise
-            finally:
-                if self._connection.in_transaction:
-                    self._execute("RELEASE member")
-        except FlatError as error:
-            member.error = error
+            if isinstance(member, _Step):
+                self._writer.apply(member.commit)
+            else:
+                member.held = self._writer.begin(member.birth, member.owner.owner)
+                if member.held is not None and not self._is_fresh(member.owner, member.now, member.ttl):
+                    self._beat(member.owner, member.now, member.ttl)
+                    self._heartbeats[member.owner.owner] = (member.now, member.ttl)
+        except (FlatError, UnicodeEncodeError) as error:
+            self._execute("ROLLBACK TO member")
+            if isinstance(error, UnicodeEncodeError):
+                raise NotStorable("name", "text with half a character") from error
+            raise
+        finally:
+            if self._connection.in_transaction:
+                self._execute("RELEASE member")
+
+    def _settle(self, start: _Start) -> None:
+        """Know what a start has acquired, or unlearn the heartbeat that was rolled back with it."""
+        if not start.stored:
+            self._heartbeats.pop(start.owner.owner, None)
+        elif start.held is not None:
+            self._held[start.birth.execution.execution_id] = start.held
 
     # Births and leases
 
     async def create(self, birth: Birth) -> bool:
         check_birth(birth)
         with self._transaction("creating an execution"):
-            return self._writer.bear(birth)
+            return self._writer.bear(birth) != 0
+
+    async def begin(self, birth: Birth, owner: Owner, *, now: float, ttl: float) -> Lease | None:
+        check_birth(birth)
+        start = _Start(birth, owner, now, ttl)
+        await self._write_together(start)
+        return start.lease()
 
     async def acquire(self, execution_id: str, owner: Owner, *, now: float, ttl: float) -> Lease:
         with self._transaction("acquiring an execution"):
@@ -263,6 +329,9 @@ class SQLiteStore:
         self._heartbeats[owner.owner] = (now, ttl)
 
     async def release(self, lease: Lease) -> None:
+        self._give_back(lease)
+
+    def _give_back(self, lease: Lease) -> None:
         with self._transaction("releasing an execution"):
             self._execute(
                 "UPDATE executions SET owner = NULL, token = token + 1 WHERE id = ? AND token = ?",
@@ -360,8 +429,12 @@ class SQLiteStore:
         return [Signal(signal_id=key, channel=name, body=body, created_at=at) for key, name, body, at in rows]
 
     async def put_config(self, digest: str, text: bytes) -> None:
+        # Configs are never taken out again, and every start of a machine puts the same one.
+        if digest in self._configs:
+            return
         with self._transaction("storing a config"):
             self._execute(KEEP, ("config", digest, text))
+        self._configs.add(digest)
 
     async def get_config(self, digest: str) -> bytes | None:
         return self._fetch("config", digest)

@@ -20,8 +20,8 @@ from flat.errors import NotStorable, SignalGone, StaleSnapshot
 
 APPEND = "INSERT INTO bodies SELECT ?, ?, ?, ? FROM executions WHERE num = ? AND token = ?"
 BEAR = """
-INSERT INTO executions (id, name, kind, program, status, created_at, parent, wake_at, channels, token)
-SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, token FROM floor WHERE true ON CONFLICT (id) DO NOTHING
+INSERT INTO executions (id, name, kind, program, status, created_at, parent, wake_at, channels, owner, token)
+SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?10, token + (?10 IS NOT NULL) FROM floor WHERE true ON CONFLICT (id) DO NOTHING
 """
 SEND = """
 INSERT INTO signals (id, channel, tick, body, created_at) VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING
@@ -96,18 +96,27 @@ class Writer:
             self._execute("UPDATE executions SET owner = NULL, token = token + 1 WHERE num = ?", (held.num,))
             self.forget(commit.lease)
 
-    def bear(self, birth: Birth) -> bool:
-        """Store a new execution; False if there is one of this id."""
+    def begin(self, birth: Birth, owner: str) -> Held | None:
+        """Store a new execution that `owner` holds from the start; None if there is one of this id."""
+        if not (num := self.bear(birth, owner)):
+            return None
+        (token,) = self._execute("SELECT token FROM executions WHERE num = ?", (num,)).fetchone()
+        held = Held(num, token, birth.execution.created_at)
+        held.seq, held.channels = 0, tuple(birth.execution.channels)
+        return held
+
+    def bear(self, birth: Birth, owner: str | None = None) -> int:
+        """Store a new execution, and return its number; 0 if there is one of this id."""
         new = birth.execution
         row = (new.execution_id, new.name, new.kind, new.program, new.status, new.created_at)
-        cursor = self._execute(BEAR, (*row, new.parent, new.wake_at, pack_channels(new.channels)))
+        cursor = self._execute(BEAR, (*row, new.parent, new.wake_at, pack_channels(new.channels), owner))
         if cursor.rowcount != 1:
-            return False
+            return 0
         num = cursor.lastrowid or 0
         at = since(new.created_at, new.updated_at)
         self._execute("INSERT INTO bodies VALUES (?, ?, 1, ?)", (num << 32, at, birth.body))
         self._wait(num, new.channels)
-        return True
+        return num
 
     def send(self, signal: Signal) -> bool:
         """Store a signal; False if there is one of this id."""

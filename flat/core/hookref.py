@@ -17,4 +17,7 @@ class HookRef:
     """`machine`: one object serves the whole execution. Else the name of the node that has its own."""
 
 
+GIVEN = "(given)"
+"""The name of an object that was handed over when the machine was loaded, and not by a name in its file."""
+
 HookRefs: TypeAlias = tuple[HookRef, ...]

@@ -105,10 +105,9 @@ async def create(
         status="running", seq=0, created_at=snapshot.started_at, updated_at=snapshot.started_at,
         parent=snapshot.parent,
     )  # fmt: skip
-    if not await store.create(Birth(execution=execution, body=codec.first(snapshot))):
-        return None
-    lease = await store.acquire(snapshot.execution_id, owner, now=snapshot.started_at, ttl=ttl)
-    return Keeper(store, codec, lease, 0, snapshot)
+    birth = Birth(execution=execution, body=codec.first(snapshot))
+    lease = await store.begin(birth, owner, now=snapshot.started_at, ttl=ttl)
+    return None if lease is None else Keeper(store, codec, lease, 0, snapshot)
 
 
 async def take_up(

@@ -143,11 +143,7 @@ def run_blocking(function: Any, *args: Any, **kwargs: Any) -> Any:
     async def call() -> Any:
         return await function(*args, **kwargs)
 
-    try:
-        import sniffio
-
-        sniffio.current_async_library()
-    except Exception:
+    if not _inside_a_loop():
         return anyio.run(call)
     result: list[Any] = []
 
@@ -164,3 +160,11 @@ def run_blocking(function: Any, *args: Any, **kwargs: Any) -> Any:
     if not succeeded:
         raise value
     return value
+
+
+def _inside_a_loop() -> bool:
+    try:
+        anyio.get_cancelled_exc_class()
+    except Exception:  # its class depends on the version of anyio
+        return False
+    return True

@@ -39,15 +39,15 @@ def load(
     `hooks` answers the names in the file. `agents` are used instead of the file's, by name. `compat` lets pass
     with a warning what the seed system lets pass. `overrides` replace keys of the file's `data`.
     """
+    given = shared_hooks is not None
     if path is not None and not overrides:
-        program, warnings, origin = _from_file(Path(path).expanduser(), profiles_file, compat)
+        program, warnings, origin = _from_file(Path(path).expanduser(), profiles_file, compat, given)
     elif path is not None:
-        program, warnings, origin = _with_overrides(
-            Path(path).expanduser(), overrides or {}, profiles_file, compat
-        )
+        main = Path(path).expanduser()
+        program, warnings, origin = _with_overrides(main, overrides or {}, profiles_file, compat, given)
     elif config is not None:
         merged = {**config, "data": {**config.get("data", {}), **(overrides or {})}} if overrides else config
-        program, warnings, origin = _from_mapping(merged, Path.cwd(), profiles_file, compat)
+        program, warnings, origin = _from_mapping(merged, Path.cwd(), profiles_file, compat, given)
     else:
         raise DefinitionError("give a machine file, or a config")
     return Machine(
@@ -57,32 +57,34 @@ def load(
 
 
 def _from_mapping(
-    config: Mapping[str, Any], directory: Path, profiles_file: Any, compat: bool
+    config: Mapping[str, Any], directory: Path, profiles_file: Any, compat: bool, given: bool
 ) -> tuple[Program, list[str], Path | None]:
     from flat.spec.load import load_machine_dict
     from flat.spec.lower import lower
 
     source = load_machine_dict(config, directory, compat=compat, profiles_file=profiles_file)
-    return lower(source), [str(p) for p in source.problems], None
+    return lower(source, given_hooks=given), [str(p) for p in source.problems], None
 
 
 def _with_overrides(
-    path: Path, overrides: Mapping[str, Any], profiles_file: Any, compat: bool
+    path: Path, overrides: Mapping[str, Any], profiles_file: Any, compat: bool, given: bool
 ) -> tuple[Program, list[str], Path | None]:
     from flat.spec.load import load_machine
 
     source = load_machine(path, compat=compat, profiles_file=profiles_file, check=False)
     config = dict(source.document.value)
     config["data"] = {**config["data"], **overrides}
-    program, warnings, _ = _from_mapping(config, source.directory, profiles_file, compat)
+    program, warnings, _ = _from_mapping(config, source.directory, profiles_file, compat, given)
     return program, warnings, path
 
 
-def _from_file(path: Path, profiles_file: Any, compat: bool) -> tuple[Program, list[str], Path | None]:
+def _from_file(
+    path: Path, profiles_file: Any, compat: bool, given: bool
+) -> tuple[Program, list[str], Path | None]:
     from flat.spec.files import find_machine
 
     main = find_machine(path)
-    key = _key(main, profiles_file, compat)
+    key = _key(main, profiles_file, compat, given)
     entry = _cache_path(key) if key else None
     if entry is not None and (cached := _read(entry)) is not None:
         return cached, [], main
@@ -91,7 +93,7 @@ def _from_file(path: Path, profiles_file: Any, compat: bool) -> tuple[Program, l
     from flat.spec.lower import lower
 
     source = load_machine(main, compat=compat, profiles_file=profiles_file)
-    program = lower(source)
+    program = lower(source, given_hooks=given)
     if entry is not None and not source.problems:
         root = source.roots[0]
         files = {str(root / name): _digest(data) for name, data in source.files.items()}
@@ -116,13 +118,13 @@ def cache_folder() -> Path | None:
     return base / "flat" / "programs"
 
 
-def _key(main: Path, profiles_file: Any, compat: bool) -> str | None:
+def _key(main: Path, profiles_file: Any, compat: bool, given: bool) -> str | None:
     try:
         text = main.read_bytes()
     except OSError:
         return None
     # The path is part of the key because the program holds it, for messages.
-    parts = (_compiler(), str(main), os.getcwd(), str(profiles_file or ""), str(compat))
+    parts = (_compiler(), str(main), os.getcwd(), str(profiles_file or ""), str(compat), str(given))
     return hashlib.sha256("\0".join(parts).encode() + b"\0" + text).hexdigest()[:40]
 
 

@@ -15,7 +15,7 @@ import orjson
 from flat.agents.protocol import Agent
 from flat.bindings import Bindings
 from flat.core.advance import Advance
-from flat.core.hookref import HookRefs
+from flat.core.hookref import GIVEN, HookRefs
 from flat.core.program import Program, bound
 from flat.core.program_codec import program_from_data, program_to_data
 from flat.core.snapshot import Snapshot
@@ -57,7 +57,7 @@ class Machine:
     agents: Mapping[str, Agent] = field(default_factory=dict)
     """Agents that are there already, by name; they win over the program's configuration."""
     shared_hooks: Any = None
-    """One object that answers for every state that names no hooks."""
+    """The object that serves the machine and every state that names no hooks of its own, if one was given."""
     origin: Path | None = None
     """The folder or file it was loaded from, kept with its executions so that they can be resumed by id alone."""
     warnings: Sequence[str] = ()
@@ -67,10 +67,15 @@ class Machine:
         return self.program.name
 
     def hooks_object(self, refs: HookRefs) -> Any:
-        """A new hooks object for a reference; the shared one where nothing is named."""
-        made = [self.hooks.resolve({"name": r.name, "args": orjson.loads(r.args)}) for r in refs]
+        """A new hooks object for a reference, or None for the empty one."""
+        made = [
+            self.shared_hooks
+            if r.name == GIVEN
+            else self.hooks.resolve({"name": r.name, "args": orjson.loads(r.args)})
+            for r in refs
+        ]
         if not made:
-            return self.shared_hooks
+            return None
         return made[0] if len(made) == 1 else CompositeHooks(*made)
 
     def agent(self, name: str) -> Agent:
@@ -115,7 +120,7 @@ class HooksOfRun:
             hooks = self.get(refs)
             if hooks is not None:
                 self.observed[refs] = observed_points(hooks)
-        if self.objects.keys() != {()} or machine.shared_hooks is not None:
+        if self.objects.keys() != {()}:
             steers = {
                 refs: steered_points(hooks) for refs, hooks in self.objects.items() if hooks is not None
             }

@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from flat.core.condition import Condition
-from flat.core.hookref import HookRef, HookRefs
+from flat.core.hookref import GIVEN, HookRef, HookRefs
 from flat.core.ops import Action, AnyOp, Arm, Assign, Branch, Call, Finish, Hook, Wait
 from flat.core.program import END, START, Limits, Node, Program
 from flat.core.program_codec import with_digest
@@ -32,20 +32,23 @@ DEFAULT_MAX_STEPS = 1000
 _READS_MACHINE = re.compile(r"\.machine\b|\[\s*['\"]machine")
 
 
-def lower(source: MachineSource) -> Program:
-    """The program of a checked machine file."""
-    return Lowering(source).program()
+def lower(source: MachineSource, *, given_hooks: bool = False) -> Program:
+    """The program of a checked machine file.
+
+    With `given_hooks`, an object handed over at load serves the machine and every state without hooks of its own.
+    """
+    return Lowering(source, given_hooks).program()
 
 
 class Lowering:
     """What is the same for all states of one file."""
 
-    def __init__(self, source: MachineSource) -> None:
+    def __init__(self, source: MachineSource, given_hooks: bool) -> None:
         self.source = source
         self.data: MachineData = source.machine.data
         self.native = self.data.settings.native_types
         self.lenient = source.compat
-        self.shared_hooks = _hook_refs(self.data.hooks, "machine")
+        self.shared_hooks = (HookRef(GIVEN),) if given_hooks else _hook_refs(self.data.hooks, "machine")
         self.in_doubt = self.data.settings.in_doubt or "retry"
 
     def program(self) -> Program:

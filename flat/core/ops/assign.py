@@ -18,10 +18,10 @@ class Assign:
     kind: Literal["assign"] = "assign"
 
     def start(self, here: View) -> Answer:
-        context = dict(here.context)
-        scope = {**here.scope, "context": context, "input": context}
+        context, seen = dict(here.context), dict(here.scope["context"])
+        scope = {**here.scope, "context": seen, "input": seen}
         for name, value in self.entries:
-            context[name] = value.render(scope) if isinstance(value, Template) else value
+            context[name] = seen[name] = value.render(scope) if isinstance(value, Template) else value
         return Next(context=context)
 
     def resume(self, here: View, event: Done | Failed) -> Answer:
