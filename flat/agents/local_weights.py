@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from flat.agents.cache import cache_dir
 from flat.errors import BackendError
 
 Progress = Callable[[int, int], None]
@@ -62,24 +63,6 @@ SMOLLM2 = Weights(
     download_size=92_871_040,
     license="Apache-2.0",
 )
-
-
-def cache_dir() -> Path:
-    """Where `flat` keeps what it can fetch again; `FLAT_CACHE` overrides the platform's place.
-
-    `FLAT_CACHE=off` is for what is quickly made again; weights have to be somewhere.
-    """
-    told = os.environ.get("FLAT_CACHE")
-    if told and told != "off":
-        return Path(told).expanduser()
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA")
-        return (Path(base) if base else Path.home() / "AppData" / "Local") / "flat" / "cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "flat"
-    base = os.environ.get("XDG_CACHE_HOME")
-    # The XDG rules say that a relative path there is to be ignored.
-    return (Path(base) if base and os.path.isabs(base) else Path.home() / ".cache") / "flat"
 
 
 def weights_path(weights: Weights = SMOLLM2) -> Path:

@@ -463,7 +463,10 @@ class FileStore:
         self._configs.add(digest)
 
     async def get_config(self, digest: str) -> bytes | None:
-        return self._fetch("configs", digest)
+        text = self._fetch("configs", digest)
+        if text is not None:
+            self._configs.add(digest)
+        return text
 
     async def get_blob(self, digest: str) -> bytes | None:
         return self._fetch("blobs", digest)

@@ -125,6 +125,7 @@ class MemoryStore:
 
     async def begin(self, birth: Birth, owner: Owner, *, now: float, ttl: float) -> Lease | None:
         check_birth(birth)
+        check_text("owner", owner.owner)
         if not self._insert(birth):
             return None
         return self._own(self._rows[birth.execution.execution_id], owner, now, ttl)

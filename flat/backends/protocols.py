@@ -175,7 +175,7 @@ class CheckpointStore(Protocol):
     def find(
         self, *, status: str | None = None, channel: str | None = None, due: float | None = None,
         parent: str | None = None, limit: int | None = None,
-    ) -> AsyncIterator[Execution]:
+    ) -> AsyncIterator[Execution]:  # fmt: skip
         """Executions that match every given condition, newest first. `due`: wake_at at or before that time."""
         ...
 

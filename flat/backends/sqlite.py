@@ -185,17 +185,10 @@ class SQLiteStore:
         except BaseException:
             self._withdraw(batch, member)
             raise
-        if not batch.closed:
-            with self._lock:
-                # In another thread's event loop somebody may have been quicker.
-                if not batch.closed:
-                    self._write(batch)
-        if not member.stored:
-            # The thread that writes has the lock until all is known.
-            with self._lock:
-                self._raise_for(member)
-
-    def _raise_for(self, member: _Member) -> None:
+        # Whoever is writing in another thread's event loop has the lock until all is known.
+        with self._lock:
+            if not batch.closed:
+                self._write(batch)
         if member.error is not None:
             raise member.error
         if not member.stored:
@@ -437,7 +430,10 @@ class SQLiteStore:
         self._configs.add(digest)
 
     async def get_config(self, digest: str) -> bytes | None:
-        return self._fetch("config", digest)
+        text = self._fetch("config", digest)
+        if text is not None:
+            self._configs.add(digest)
+        return text
 
     async def get_blob(self, digest: str) -> bytes | None:
         return self._fetch("blob", digest)

@@ -53,13 +53,22 @@ def begin(
     parent: str | None = None,
     depth: int = 0,
 ) -> Snapshot:
-    """The snapshot of an execution that has not entered any node."""  # fmt: skip
+    """The snapshot of an execution that has not entered any node."""
     context = program.context.render({"input": event.input})
     root = Instance(ROOT, program.entry, "", 0, context)
     return Snapshot(
-        execution_id, "running", 0, {ROOT: root}, Spent(), max_steps, max_agent_calls, event.at, event.at,
-        parent=parent, depth=depth,
-    )  # fmt: skip
+        execution_id,
+        "running",
+        0,
+        {ROOT: root},
+        Spent(),
+        max_steps,
+        max_agent_calls,
+        event.at,
+        event.at,
+        parent=parent,
+        depth=depth,
+    )
 
 
 def advance(program: Program, snapshot: Snapshot, event: Event) -> Advance:
@@ -101,10 +110,12 @@ def _continued(program: Program, snapshot: Snapshot, at: float) -> Advance:
 
 def _with_limits(snapshot: Snapshot, event: Resumed) -> Snapshot:
     return replace(
-        snapshot, status="running", reason="",
+        snapshot,
+        status="running",
+        reason="",
         max_steps=snapshot.max_steps if event.max_steps is None else event.max_steps,
         max_agent_calls=snapshot.max_agent_calls if event.max_agent_calls is None else event.max_agent_calls,
-    )  # fmt: skip
+    )
 
 
 def stopped(snapshot: Snapshot, status: Status, reason: str, at: float) -> Snapshot:
@@ -116,9 +127,29 @@ class Turn:
     """The working copy of one instance while an event is handled; what an op sees as its `View`."""
 
     __slots__ = (
-        "_op", "_scope", "at", "context", "deadline", "effects", "failure", "instance", "local", "node", "output",
-        "path", "pending", "place", "program", "reason", "result", "snapshot", "spent", "status", "step", "steps",
-    )  # fmt: skip
+        "_op",
+        "_scope",
+        "at",
+        "context",
+        "deadline",
+        "effects",
+        "failure",
+        "instance",
+        "local",
+        "node",
+        "output",
+        "path",
+        "pending",
+        "place",
+        "program",
+        "reason",
+        "result",
+        "snapshot",
+        "spent",
+        "status",
+        "step",
+        "steps",
+    )
 
     def __init__(self, program: Program, snapshot: Snapshot, instance: Instance, at: float) -> None:
         self.program, self.snapshot, self.instance, self.at = program, snapshot, instance, at
@@ -405,17 +436,39 @@ class Turn:
         """Freeze the working copy."""
         old, before = self.instance, self.snapshot
         instance = Instance(
-            old.id, self.node, self._op, self.step, self.context, self.output, self.local, self.pending,
-            self.deadline, old.parent, old.children, old.suspended,
-        )  # fmt: skip
+            old.id,
+            self.node,
+            self._op,
+            self.step,
+            self.context,
+            self.output,
+            self.local,
+            self.pending,
+            self.deadline,
+            old.parent,
+            old.children,
+            old.suspended,
+        )
         instances = (
             {**before.instances, old.id: instance} if len(before.instances) > 1 else {old.id: instance}
         )
         snapshot = Snapshot(
-            before.execution_id, self.status, self.steps, instances, self.spent, before.max_steps,
-            before.max_agent_calls, before.started_at, self.at, self.result, self.failure, self.reason,
-            before.parent, before.depth, before.log_length,
-        )  # fmt: skip
+            before.execution_id,
+            self.status,
+            self.steps,
+            instances,
+            self.spent,
+            before.max_steps,
+            before.max_agent_calls,
+            before.started_at,
+            self.at,
+            self.result,
+            self.failure,
+            self.reason,
+            before.parent,
+            before.depth,
+            before.log_length,
+        )
         return Advance(snapshot, self.effects, tuple(self.path))
 
 

@@ -216,11 +216,18 @@ class Codec:
 
     def _instance(self, i: Instance, blobs: Blobs) -> dict[str, Any]:
         return {
-            "node": i.node, "op": i.op, "step": i.step, "context": self.plain(i.context, "context", blobs),
-            "output": self.plain(i.output, "output", blobs), "local": self.plain(i.local, "local", blobs),
-            "pending": list(i.pending), "deadline": i.deadline, "parent": i.parent, "children": list(i.children),
+            "node": i.node,
+            "op": i.op,
+            "step": i.step,
+            "context": self.plain(i.context, "context", blobs),
+            "output": self.plain(i.output, "output", blobs),
+            "local": self.plain(i.local, "local", blobs),
+            "pending": list(i.pending),
+            "deadline": i.deadline,
+            "parent": i.parent,
+            "children": list(i.children),
             "suspended": i.suspended,
-        }  # fmt: skip
+        }
 
     def snapshot(self, body: bytes, blobs: Mapping[str, bytes]) -> Snapshot:
         """Read a base."""
@@ -234,17 +241,38 @@ class Codec:
             )
         instances = {
             k: Instance(
-                k, i["node"], i["op"], i["step"], self.value(i["context"], blobs), self.value(i["output"], blobs),
-                self.value(i["local"], blobs), tuple(i["pending"]), i["deadline"], i["parent"],
-                tuple(i["children"]), i["suspended"],
+                k,
+                i["node"],
+                i["op"],
+                i["step"],
+                self.value(i["context"], blobs),
+                self.value(i["output"], blobs),
+                self.value(i["local"], blobs),
+                tuple(i["pending"]),
+                i["deadline"],
+                i["parent"],
+                tuple(i["children"]),
+                i["suspended"],
             )
             for k, i in data["instances"].items()
-        }  # fmt: skip
+        }
         return Snapshot(
-            data["id"], data["status"], data["steps"], instances, self.value(data["spent"], blobs), data["max_steps"],
-            data["max_agent_calls"], data["started_at"], data["at"], self.value(data["output"], blobs),
-            self.value(data["failure"], blobs), self.value(data["reason"], blobs), data["parent"], data["depth"], data["log_length"],
-        )  # fmt: skip
+            data["id"],
+            data["status"],
+            data["steps"],
+            instances,
+            self.value(data["spent"], blobs),
+            data["max_steps"],
+            data["max_agent_calls"],
+            data["started_at"],
+            data["at"],
+            self.value(data["output"], blobs),
+            self.value(data["failure"], blobs),
+            self.value(data["reason"], blobs),
+            data["parent"],
+            data["depth"],
+            data["log_length"],
+        )
 
     # -- deltas -------------------------------------------------------------------
 
@@ -365,13 +393,22 @@ class Codec:
         status, reason = self.value(data.get("S", ["running", ""]), blobs)
         max_steps, max_agent_calls = data.get("m", (snapshot.max_steps, snapshot.max_agent_calls))
         return Snapshot(
-            snapshot.execution_id, status, steps, instances,
-            self.value(data["u"], blobs) if "u" in data else snapshot.spent, max_steps, max_agent_calls,
-            snapshot.started_at, snapshot.started_at + data["t"] / 1000,
+            snapshot.execution_id,
+            status,
+            steps,
+            instances,
+            self.value(data["u"], blobs) if "u" in data else snapshot.spent,
+            max_steps,
+            max_agent_calls,
+            snapshot.started_at,
+            snapshot.started_at + data["t"] / 1000,
             self.value(data["r!"], blobs) if "r!" in data else snapshot.output,
-            self.value(data["f"], blobs) if "f" in data else snapshot.failure, reason, snapshot.parent,
-            snapshot.depth, data.get("L", snapshot.log_length),
-        )  # fmt: skip
+            self.value(data["f"], blobs) if "f" in data else snapshot.failure,
+            reason,
+            snapshot.parent,
+            snapshot.depth,
+            data.get("L", snapshot.log_length),
+        )
 
     def _instance_applied(
         self, old: Instance, data: Mapping[str, Any], steps: int | None, blobs: Mapping[str, bytes]
@@ -383,23 +420,42 @@ class Codec:
             for name, items in data.get("+", {}).items():
                 key = _unescaped(name)
                 context[key] = [*context[key], *self.value(items, blobs)]
-        step = data["v"] if "v" in data else (steps if steps is not None and "s" in data else old.step)
+        step = data.get("v", steps if steps is not None and "s" in data else old.step)
         parent, children, suspended = data.get("k", (old.parent, old.children, old.suspended))
         node, op = data.get("n", old.node), data.get("o", old.op)
         instance = Instance(
-            old.id, node, op, step, context, self.value(data["r"], blobs) if "r" in data else old.output,
-            self.value(data["l"], blobs) if "l" in data else old.local, (), data.get("d", old.deadline), parent,
-            tuple(children), suspended,
-        )  # fmt: skip
+            old.id,
+            node,
+            op,
+            step,
+            context,
+            self.value(data["r"], blobs) if "r" in data else old.output,
+            self.value(data["l"], blobs) if "l" in data else old.local,
+            (),
+            data.get("d", old.deadline),
+            parent,
+            tuple(children),
+            suspended,
+        )
         pending = tuple(data["p"]) if "p" in data else (usual_effect(instance),)
         return _copy_pending(instance, pending)
 
 
 def _copy_pending(i: Instance, pending: tuple[str, ...]) -> Instance:
     return Instance(
-        i.id, i.node, i.op, i.step, i.context, i.output, i.local, pending, i.deadline, i.parent, i.children,
+        i.id,
+        i.node,
+        i.op,
+        i.step,
+        i.context,
+        i.output,
+        i.local,
+        pending,
+        i.deadline,
+        i.parent,
+        i.children,
         i.suspended,
-    )  # fmt: skip
+    )
 
 
 def usual_effect(i: Instance) -> str:
@@ -507,8 +563,20 @@ _OWN: dict[str, Decoder] = {
     "text": lambda data: bytes.fromhex(data).decode("utf-8", "surrogatepass"),
 }
 _EMPTY: dict[str, Any] = {
-    "format": FORMAT, "id": "", "status": "running", "steps": 0, "spent": {"$": ["Spent", {}]}, "max_steps": None,
-    "max_agent_calls": None, "started_at": 0, "at": 0, "output": None, "failure": None, "reason": "", "parent": None,
-    "depth": 0, "log_length": 0,
-}  # fmt: skip
+    "format": FORMAT,
+    "id": "",
+    "status": "running",
+    "steps": 0,
+    "spent": {"$": ["Spent", {}]},
+    "max_steps": None,
+    "max_agent_calls": None,
+    "started_at": 0,
+    "at": 0,
+    "output": None,
+    "failure": None,
+    "reason": "",
+    "parent": None,
+    "depth": 0,
+    "log_length": 0,
+}
 CORE_TYPES = _core_types()

@@ -50,11 +50,20 @@ def program_from_data(data: Mapping[str, Any]) -> Program:
         raise IncompatibleSnapshot(f"program format {data.get('format')!r}, this release reads {FORMAT}")
     nodes = data["nodes"]
     return Program(
-        name=data["name"], kind=data["kind"], spec_version=data["spec_version"], initial=data["initial"],
-        context=_decode(data["context"]), nodes=LazyNodes(nodes, lambda name: cast(Node, _decode(nodes[name]))), lifecycle=_decode(data["lifecycle"]), hooks=_decode(data["hooks"]),
-        limits=_decode(data["limits"]), agents=data["agents"], settings=data["settings"], digest=data["digest"],
+        name=data["name"],
+        kind=data["kind"],
+        spec_version=data["spec_version"],
+        initial=data["initial"],
+        context=_decode(data["context"]),
+        nodes=LazyNodes(nodes, lambda name: cast(Node, _decode(nodes[name]))),
+        lifecycle=_decode(data["lifecycle"]),
+        hooks=_decode(data["hooks"]),
+        limits=_decode(data["limits"]),
+        agents=data["agents"],
+        settings=data["settings"],
+        digest=data["digest"],
         uses_machine=data["uses_machine"],
-    )  # fmt: skip
+    )
 
 
 def _program(program: Program, *, places: bool) -> dict[str, Any]:

@@ -28,12 +28,42 @@ from flat.errors import did_you_mean
 Function = Callable[..., Any]
 
 _PRICES = {
-    "abs": 1, "batch": 8, "capitalize": 1, "center": 1, "count": 0, "d": 0, "default": 0, "dictsort": 16,
-    "filesizeformat": 1, "first": 0, "float": 1, "groupby": 32, "int": 1, "items": 1, "last": 0, "length": 0,
-    "list": 1, "lower": 1, "map": 32, "max": 8, "min": 8, "reject": 32, "rejectattr": 32, "reverse": 1,
-    "round": 1, "select": 32, "selectattr": 32, "slice": 8, "sort": 32, "trim": 1, "truncate": 1,
-    "unique": 16, "upper": 1, "urlencode": 8, "wordwrap": GRAIN,
-}  # fmt: skip
+    "abs": 1,
+    "batch": 8,
+    "capitalize": 1,
+    "center": 1,
+    "count": 0,
+    "d": 0,
+    "default": 0,
+    "dictsort": 16,
+    "filesizeformat": 1,
+    "first": 0,
+    "float": 1,
+    "groupby": 32,
+    "int": 1,
+    "items": 1,
+    "last": 0,
+    "length": 0,
+    "list": 1,
+    "lower": 1,
+    "map": 32,
+    "max": 8,
+    "min": 8,
+    "reject": 32,
+    "rejectattr": 32,
+    "reverse": 1,
+    "round": 1,
+    "select": 32,
+    "selectattr": 32,
+    "slice": 8,
+    "sort": 32,
+    "trim": 1,
+    "truncate": 1,
+    "unique": 16,
+    "upper": 1,
+    "urlencode": 8,
+    "wordwrap": GRAIN,
+}
 """Jinja's own filters: for so many 64ths of a step they look at one character or element."""
 
 _OF_TEXT = frozenset(("capitalize", "center", "lower", "trim", "truncate", "upper", "urlencode", "wordwrap"))
@@ -44,13 +74,46 @@ _SIZED = frozenset(("batch", "slice", "center", "round"))
 
 _TEXT_METHODS = frozenset(
     (
-        "capitalize", "casefold", "center", "count", "endswith", "find", "index", "isalnum", "isalpha",
-        "isdecimal", "isdigit", "islower", "isnumeric", "isspace", "istitle", "isupper", "join", "ljust",
-        "lower", "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rjust",
-        "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase", "title",
-        "upper", "zfill",
+        "capitalize",
+        "casefold",
+        "center",
+        "count",
+        "endswith",
+        "find",
+        "index",
+        "isalnum",
+        "isalpha",
+        "isdecimal",
+        "isdigit",
+        "islower",
+        "isnumeric",
+        "isspace",
+        "istitle",
+        "isupper",
+        "join",
+        "ljust",
+        "lower",
+        "lstrip",
+        "partition",
+        "removeprefix",
+        "removesuffix",
+        "replace",
+        "rfind",
+        "rindex",
+        "rjust",
+        "rpartition",
+        "rsplit",
+        "rstrip",
+        "split",
+        "splitlines",
+        "startswith",
+        "strip",
+        "swapcase",
+        "title",
+        "upper",
+        "zfill",
     )
-)  # fmt: skip
+)
 _PADDING = frozenset(("center", "ljust", "rjust", "zfill"))
 _LIST_METHODS = frozenset(("index", "count"))
 _MAPPING_METHODS = frozenset(("get", "items", "keys", "values"))
@@ -361,16 +424,31 @@ def _test(name: str) -> Function:
 
 FILTERS: dict[str, Function] = {
     **{name: _stock(name, price) for name, price in _PRICES.items()},
-    "join": _join, "replace": _replace, "indent": _indent, "tojson": _tojson, "fromjson": _fromjson, "sum":
-    _sum, "format": _format, "e": _escape, "escape": _escape, "forceescape": _escape, "safe": _string,
+    "join": _join,
+    "replace": _replace,
+    "indent": _indent,
+    "tojson": _tojson,
+    "fromjson": _fromjson,
+    "sum": _sum,
+    "format": _format,
+    "e": _escape,
+    "escape": _escape,
+    "forceescape": _escape,
+    "safe": _string,
     "string": _string,
-    "title": _title, "wordcount": _wordcount,
-}  # fmt: skip
+    "title": _title,
+    "wordcount": _wordcount,
+}
 """What a template may write after `|`."""
 
 INNER_FILTERS: dict[str, Function] = {
-    CALL: _call, SLICE: _slice, JOIN: _concatenate, BUILT: _built, SEEN: _seen, TICK: _tick,
-}  # fmt: skip
+    CALL: _call,
+    SLICE: _slice,
+    JOIN: _concatenate,
+    BUILT: _built,
+    SEEN: _seen,
+    TICK: _tick,
+}
 """What the rewriting puts into a template; a template cannot name these."""
 
 TESTS: dict[str, Function] = {

@@ -16,25 +16,69 @@ from jinja2.visitor import NodeTransformer
 from flat.errors import did_you_mean
 
 CALL, SLICE, JOIN, BUILT, SEEN, TICK = (
-    "flat call", "flat slice", "flat join", "flat built", "flat seen", "flat tick",
-)  # fmt: skip
+    "flat call",
+    "flat slice",
+    "flat join",
+    "flat built",
+    "flat seen",
+    "flat tick",
+)
 MAX_DEPTH = 150
 MAX_NODES = 50_000
 
 _ALLOWED: frozenset[type[nodes.Node]] = frozenset(
     {
-        nodes.Template, nodes.Output, nodes.TemplateData, nodes.Name, nodes.Const, nodes.List, nodes.Tuple,
-        nodes.Dict, nodes.Pair, nodes.Keyword, nodes.Filter, nodes.Test, nodes.Getattr, nodes.Getitem,
-        nodes.Slice, nodes.Concat, nodes.Compare, nodes.Operand, nodes.Not, nodes.Neg, nodes.Pos, nodes.And,
-        nodes.Or, nodes.CondExpr, nodes.Call, nodes.For, nodes.If, nodes.Assign, nodes.AssignBlock,
-        nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.With, nodes.Add, nodes.Sub, nodes.Mul,
-        nodes.Div, nodes.FloorDiv, nodes.Mod, nodes.Pow,
+        nodes.Template,
+        nodes.Output,
+        nodes.TemplateData,
+        nodes.Name,
+        nodes.Const,
+        nodes.List,
+        nodes.Tuple,
+        nodes.Dict,
+        nodes.Pair,
+        nodes.Keyword,
+        nodes.Filter,
+        nodes.Test,
+        nodes.Getattr,
+        nodes.Getitem,
+        nodes.Slice,
+        nodes.Concat,
+        nodes.Compare,
+        nodes.Operand,
+        nodes.Not,
+        nodes.Neg,
+        nodes.Pos,
+        nodes.And,
+        nodes.Or,
+        nodes.CondExpr,
+        nodes.Call,
+        nodes.For,
+        nodes.If,
+        nodes.Assign,
+        nodes.AssignBlock,
+        nodes.Macro,
+        nodes.CallBlock,
+        nodes.FilterBlock,
+        nodes.With,
+        nodes.Add,
+        nodes.Sub,
+        nodes.Mul,
+        nodes.Div,
+        nodes.FloorDiv,
+        nodes.Mod,
+        nodes.Pow,
     }
-)  # fmt: skip
+)
 _REFUSED = {
-    "Include": "`include`", "Import": "`import`", "FromImport": "`import`", "Extends": "`extends`",
-    "Block": "`block`", "NSRef": "assigning to an attribute", "Scope": "`autoescape`",
-}  # fmt: skip
+    "Include": "`include`",
+    "Import": "`import`",
+    "FromImport": "`import`",
+    "Extends": "`extends`",
+    "Block": "`block`",
+    "NSRef": "assigning to an attribute",
+    "Scope": "`autoescape`",
+}
 
 
 class NotAllowed(Exception):

@@ -175,9 +175,14 @@ class Template:
 
 
 def _restore(
-    source: str, location: Location | None, native: bool, roots: tuple[str, ...], lenient: bool, verbatim:
-    bool, limits: Limits,
-) -> Template:  # fmt: skip
+    source: str,
+    location: Location | None,
+    native: bool,
+    roots: tuple[str, ...],
+    lenient: bool,
+    verbatim: bool,
+    limits: Limits,
+) -> Template:
     return Template(source, location, native, roots=roots, lenient=lenient, verbatim=verbatim, limits=limits)
 
 
@@ -314,18 +319,33 @@ Value: TypeAlias = Template | Constant | CompiledMapping | CompiledList
 
 @overload
 def compile_value(
-    value: Mapping[str, Any], location: Location | Locate | None = None, *, native: bool = False,
-    roots: Collection[str] = (), lenient: bool = False, limits: Limits = DEFAULT_LIMITS,
-) -> CompiledMapping: ...  # fmt: skip
+    value: Mapping[str, Any],
+    location: Location | Locate | None = None,
+    *,
+    native: bool = False,
+    roots: Collection[str] = (),
+    lenient: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
+) -> CompiledMapping: ...
 @overload
 def compile_value(
-    value: Any, location: Location | Locate | None = None, *, native: bool = False,
-    roots: Collection[str] = (), lenient: bool = False, limits: Limits = DEFAULT_LIMITS,
-) -> Value: ...  # fmt: skip
+    value: Any,
+    location: Location | Locate | None = None,
+    *,
+    native: bool = False,
+    roots: Collection[str] = (),
+    lenient: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Value: ...
 def compile_value(
-    value: Any, location: Location | Locate | None = None, *, native: bool = False,
-    roots: Collection[str] = (), lenient: bool = False, limits: Limits = DEFAULT_LIMITS,
-) -> Value:  # fmt: skip
+    value: Any,
+    location: Location | Locate | None = None,
+    *,
+    native: bool = False,
+    roots: Collection[str] = (),
+    lenient: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Value:
     """A value of a file, ready to be rendered often.
 
     `location` is a place, or a function that gives the place of the string at the end of some keys.

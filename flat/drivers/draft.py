@@ -25,10 +25,25 @@ from typing import Any, SupportsIndex
 
 from flat.core.grown import Grown
 
-_ATOMS = frozenset({
-    str, int, float, bool, type(None), bytes, datetime.datetime, datetime.date, datetime.time, datetime.timedelta,
-    decimal.Decimal, uuid.UUID, pathlib.PurePosixPath, pathlib.PureWindowsPath, type(pathlib.Path()),
-})  # fmt: skip
+_ATOMS = frozenset(
+    {
+        str,
+        int,
+        float,
+        bool,
+        type(None),
+        bytes,
+        datetime.datetime,
+        datetime.date,
+        datetime.time,
+        datetime.timedelta,
+        decimal.Decimal,
+        uuid.UUID,
+        pathlib.PurePosixPath,
+        pathlib.PureWindowsPath,
+        type(pathlib.Path()),
+    }
+)
 """Types whose values never change."""
 _NOTHING = object()
 
@@ -296,7 +311,8 @@ class DraftList(list[Any]):
             return Grown(base, more) if more else base
         if self._rewritten:
             return [settle(value) for value in list.__iter__(self)]
-        items = [settle(value, old) for value, old in zip(list.__iter__(self), chain(base, repeat(_NOTHING)), strict=False)]
+        befores = chain(base, repeat(_NOTHING))
+        items = [settle(value, old) for value, old in zip(list.__iter__(self), befores, strict=False)]
         if len(items) < kept or not all(map(operator.is_, base, items)):
             return items
         return base if len(items) == kept else Grown(base, items[kept:])
@@ -306,4 +322,3 @@ class DraftList(list[Any]):
 
     def __reduce__(self) -> Any:
         return (list, (self.settled(),))
-

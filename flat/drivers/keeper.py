@@ -39,9 +39,14 @@ class Keeper:
     released: bool = False
 
     async def keep(
-        self, snapshot: Snapshot, effects: Sequence[Effect] = (), *, consume: tuple[str, ...] = (),
-        log: Sequence[bytes] = (), release: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        snapshot: Snapshot,
+        effects: Sequence[Effect] = (),
+        *,
+        consume: tuple[str, ...] = (),
+        log: Sequence[bytes] = (),
+        release: bool = False,
+    ) -> None:
         """Store the snapshot. When this returns, it is as durable as the store promises."""
         if snapshot is self.stored and not consume:
             return
@@ -55,10 +60,18 @@ class Keeper:
             head = head_of(snapshot, effects)
         await self.store.commit(
             Commit(
-                lease=self.lease, seq=self.seq + 1, at=snapshot.at, body=body, base=base, head=head, log=log,
-                blobs=blobs, consume=consume, release=release,
+                lease=self.lease,
+                seq=self.seq + 1,
+                at=snapshot.at,
+                body=body,
+                base=base,
+                head=head,
+                log=log,
+                blobs=blobs,
+                consume=consume,
+                release=release,
             )
-        )  # fmt: skip
+        )
         self.seq += 1
         self.stored = snapshot
         self.released = release
@@ -101,10 +114,16 @@ async def create(
 ) -> Keeper | None:
     """Store a fresh execution and own it. None if there is one with this id already."""
     execution = Execution(
-        execution_id=snapshot.execution_id, name=program.name, kind=program.kind, program=program.digest,
-        status="running", seq=0, created_at=snapshot.started_at, updated_at=snapshot.started_at,
+        execution_id=snapshot.execution_id,
+        name=program.name,
+        kind=program.kind,
+        program=program.digest,
+        status="running",
+        seq=0,
+        created_at=snapshot.started_at,
+        updated_at=snapshot.started_at,
         parent=snapshot.parent,
-    )  # fmt: skip
+    )
     birth = Birth(execution=execution, body=codec.first(snapshot))
     lease = await store.begin(birth, owner, now=snapshot.started_at, ttl=ttl)
     return None if lease is None else Keeper(store, codec, lease, 0, snapshot)

@@ -195,10 +195,20 @@ class Drive:
         event = await self.performer.perform(effect, snapshot)
         if isinstance(event, Failed):
             failure = event.failure
-            facts |= {"type": failure.type, "message": failure.detail or failure.message, "names": failure.names}
+            facts |= {
+                "type": failure.type,
+                "message": failure.detail or failure.message,
+                "names": failure.names,
+            }
         elif isinstance(spent := getattr(event.value, "spent", None), Spent):
-            facts |= {"tokens": spent.input_tokens + spent.output_tokens, "cost": spent.cost, "priced": spent.priced}
-        self._notice("failed_effect" if isinstance(event, Failed) else "answered", snapshot, effect.node, **facts)
+            facts |= {
+                "tokens": spent.input_tokens + spent.output_tokens,
+                "cost": spent.cost,
+                "priced": spent.priced,
+            }
+        self._notice(
+            "failed_effect" if isinstance(event, Failed) else "answered", snapshot, effect.node, **facts
+        )
         return event
 
     # -- keeping and telling -------------------------------------------------------------
@@ -224,7 +234,9 @@ class Drive:
         self._notice("stopped", step.snapshot, status=step.snapshot.status, reason=step.snapshot.reason)
         return step.snapshot
 
-    def _notice(self, kind: str, snapshot: Snapshot, node: str = "", step: int | None = None, **facts: Any) -> None:
+    def _notice(
+        self, kind: str, snapshot: Snapshot, node: str = "", step: int | None = None, **facts: Any
+    ) -> None:
         if self.observers:
             number = snapshot.steps if step is None else step
             facts["spent"] = snapshot.spent
@@ -237,10 +249,21 @@ class Drive:
         asked = tuple(e.id for e in doubtful if e.in_doubt == "ask" and e.id not in self.decisions)
         for effect in doubtful:
             entry = InDoubt(
-                effect_id=effect.id, kind=effect.kind, what=what_of(effect), node=effect.node, policy=effect.in_doubt
+                effect_id=effect.id,
+                kind=effect.kind,
+                what=what_of(effect),
+                node=effect.node,
+                policy=effect.in_doubt,
             )
             self.in_doubt.append(entry)
-            self._notice("in_doubt", step.snapshot, effect.node, what=entry.what, policy=entry.policy, effect=entry.kind)
+            self._notice(
+                "in_doubt",
+                step.snapshot,
+                effect.node,
+                what=entry.what,
+                policy=entry.policy,
+                effect=entry.kind,
+            )
         if asked:
             return advance(self.program, step.snapshot, Doubted(asked, self.clock.now()))
         for effect in doubtful:

@@ -215,7 +215,9 @@ def _as_context(result: Any, given: dict[str, Any], effect: RunAction | RunHook)
     if result is None:
         result = given
     if type(result) is not dict and not isinstance(result, Mapping):
-        what = f'action "{effect.action}"' if isinstance(effect, RunAction) else f"hook {POINTS[effect.point]}"
+        what = (
+            f'action "{effect.action}"' if isinstance(effect, RunAction) else f"hook {POINTS[effect.point]}"
+        )
         raise ActionFailed(
             f"{what} returned {type(result).__name__}; return the context (a mapping), or nothing to keep it",
             type="TypeError",

@@ -21,8 +21,17 @@ from flat.runtime.loading import load
 from flat.runtime.runtime import Outcome, Runtime
 
 log = logging.getLogger("flat")
-LATER = ("lock", "invoker", "result_backend", "signal_backend", "trigger_backend", "agent_registry", "agent_adapters",
-         "tool_provider", "config_store")  # fmt: skip
+LATER = (
+    "lock",
+    "invoker",
+    "result_backend",
+    "signal_backend",
+    "trigger_backend",
+    "agent_registry",
+    "agent_adapters",
+    "tool_provider",
+    "config_store",
+)
 
 
 class FlatMachine:
@@ -36,11 +45,19 @@ class FlatMachine:
     """
 
     def __init__(
-        self, config_file: str | Path | None = None, config_dict: Mapping[str, Any] | None = None,
-        lifecycle_hooks: Any = None, hooks_registry: HooksRegistry | None = None,
-        persistence: CheckpointStore | str | None = None, profiles_file: str | Path | None = None, *,
-        hooks: Any = None, agents: Mapping[str, Agent] | None = None, compat: bool = False, **overrides: Any,
-    ) -> None:  # fmt: skip
+        self,
+        config_file: str | Path | None = None,
+        config_dict: Mapping[str, Any] | None = None,
+        lifecycle_hooks: Any = None,
+        hooks_registry: HooksRegistry | None = None,
+        persistence: CheckpointStore | str | None = None,
+        profiles_file: str | Path | None = None,
+        *,
+        hooks: Any = None,
+        agents: Mapping[str, Agent] | None = None,
+        compat: bool = False,
+        **overrides: Any,
+    ) -> None:
         if unavailable := [name for name in LATER if overrides.pop(name, None) is not None]:
             raise DefinitionError(f"FlatMachine({unavailable[0]}=…) is not available in this version")
         if lifecycle_hooks is not None:
@@ -49,9 +66,15 @@ class FlatMachine:
             )
         self.execution_id: str = overrides.pop("_execution_id", None) or str(uuid.uuid4())
         self.machine = load(
-            config_file, config=config_dict, hooks=hooks_registry, agents=agents, shared_hooks=hooks,
-            profiles_file=profiles_file, compat=compat, overrides=overrides,
-        )  # fmt: skip
+            config_file,
+            config=config_dict,
+            hooks=hooks_registry,
+            agents=agents,
+            shared_hooks=hooks,
+            profiles_file=profiles_file,
+            compat=compat,
+            overrides=overrides,
+        )
         for warning in self.machine.warnings:
             warnings.warn(warning, stacklevel=2)
         self.hooks_registry = self.machine.hooks
@@ -85,9 +108,12 @@ class FlatMachine:
         return "file:.checkpoints" if backend == "local" else MemoryStore()
 
     async def execute(
-        self, input: Mapping[str, Any] | None = None, max_steps: int | None = None,
-        max_agent_calls: int | None = None, resume_from: str | None = None,
-    ) -> Any:  # fmt: skip
+        self,
+        input: Mapping[str, Any] | None = None,
+        max_steps: int | None = None,
+        max_agent_calls: int | None = None,
+        resume_from: str | None = None,
+    ) -> Any:
         """Run to the end and return the output.
 
         A machine that waits for a signal returns `{"_waiting": True, "_channel": channel}`. `resume_from` takes an
@@ -107,9 +133,12 @@ class FlatMachine:
                     return self._result(outcome)
                 log.warning("no execution %s to resume: starting it", resume_from)
             outcome = await runtime.start(
-                self.machine, input, execution_id=self.execution_id, max_steps=max_steps,
+                self.machine,
+                input,
+                execution_id=self.execution_id,
+                max_steps=max_steps,
                 max_agent_calls=max_agent_calls,
-            )  # fmt: skip
+            )
             return self._result(outcome)
 
     def execute_sync(self, *args: Any, **kwargs: Any) -> Any:
@@ -131,9 +160,11 @@ class FlatMachine:
             )
         if outcome.status in ("cancelled", "in_doubt"):
             raise ExecutionError(
-                outcome.reason or outcome.status, type=outcome.status, execution_id=outcome.execution_id,
+                outcome.reason or outcome.status,
+                type=outcome.status,
+                execution_id=outcome.execution_id,
                 node=outcome.node,
-            )  # fmt: skip
+            )
         return {} if outcome.output is None else outcome.output
 
 

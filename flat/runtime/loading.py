@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from flat import __version__
+from flat.agents.cache import cache_dir
 from flat.agents.protocol import Agent
 from flat.bindings import Bindings
 from flat.core.program import Program
@@ -29,11 +30,17 @@ CACHE_FORMAT = 1
 
 
 def load(
-    path: str | os.PathLike[str] | None = None, *, config: Mapping[str, Any] | None = None,
-    hooks: HooksRegistry | None = None, agents: Mapping[str, Agent] | None = None, shared_hooks: Any = None,
-    bindings: Bindings | None = None, profiles_file: str | os.PathLike[str] | None = None, compat: bool = False,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    config: Mapping[str, Any] | None = None,
+    hooks: HooksRegistry | None = None,
+    agents: Mapping[str, Agent] | None = None,
+    shared_hooks: Any = None,
+    bindings: Bindings | None = None,
+    profiles_file: str | os.PathLike[str] | None = None,
+    compat: bool = False,
     overrides: Mapping[str, Any] | None = None,
-) -> Machine:  # fmt: skip
+) -> Machine:
     """A machine from a file or a folder, or from a mapping. Raises `SpecError` with everything that is wrong.
 
     `hooks` answers the names in the file. `agents` are used instead of the file's, by name. `compat` lets pass
@@ -51,9 +58,14 @@ def load(
     else:
         raise DefinitionError("give a machine file, or a config")
     return Machine(
-        program, hooks or HooksRegistry(), bindings or Bindings(), agents=agents or {}, shared_hooks=shared_hooks,
-        origin=origin, warnings=warnings,
-    )  # fmt: skip
+        program,
+        hooks or HooksRegistry(),
+        bindings or Bindings(),
+        agents=agents or {},
+        shared_hooks=shared_hooks,
+        origin=origin,
+        warnings=warnings,
+    )
 
 
 def _from_mapping(
@@ -108,14 +120,7 @@ def _from_file(
 
 def cache_folder() -> Path | None:
     """Where compiled programs are kept, or None when the environment says not to."""
-    wanted = os.environ.get("FLAT_CACHE")
-    if wanted == "off":
-        return None
-    if wanted:
-        return Path(wanted) / "programs"
-    home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    base = Path(home) if home else Path.home() / ".cache"
-    return base / "flat" / "programs"
+    return None if os.environ.get("FLAT_CACHE") == "off" else cache_dir() / "programs"
 
 
 def _key(main: Path, profiles_file: Any, compat: bool, given: bool) -> str | None:

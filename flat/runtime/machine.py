@@ -41,9 +41,12 @@ def litellm_agent(name: str, config: Mapping[str, Any], overrides: Mapping[str, 
         return Location(*places[path[0]]) if path and path[0] in places else None
 
     return build_agent(
-        config["config"], catalogue=config["catalogue"], name=config["name"] or name, locate=locate,
+        config["config"],
+        catalogue=config["catalogue"],
+        name=config["name"] or name,
+        locate=locate,
         compat=config["compat"],
-    )  # fmt: skip
+    )
 
 
 @dataclass

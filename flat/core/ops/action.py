@@ -21,11 +21,16 @@ class Action:
         return Block(
             (
                 RunAction(
-                    here.effect_id(self.key), here.node, self.action, here.hooks, here.context, here.deadline,
+                    here.effect_id(self.key),
+                    here.node,
+                    self.action,
+                    here.hooks,
+                    here.context,
+                    here.deadline,
                     self.in_doubt,
                 ),
             )
-        )  # fmt: skip
+        )
 
     def resume(self, here: View, event: Done | Failed) -> Answer:
         if isinstance(event, Failed):

@@ -30,11 +30,17 @@ class Hook:
         return Block(
             (
                 RunHook(
-                    here.effect_id(self.key), here.node, self.point, here.hooks, here.context, arguments,
-                    here.deadline, self.in_doubt,
+                    here.effect_id(self.key),
+                    here.node,
+                    self.point,
+                    here.hooks,
+                    here.context,
+                    arguments,
+                    here.deadline,
+                    self.in_doubt,
                 ),
             )
-        )  # fmt: skip
+        )
 
     def resume(self, here: View, event: Done | Failed) -> Answer:
         if isinstance(event, Failed):
