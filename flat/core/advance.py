@@ -126,33 +126,18 @@ def stopped(snapshot: Snapshot, status: Status, reason: str, at: float) -> Snaps
 class Turn:
     """The working copy of one instance while an event is handled; what an op sees as its `View`."""
 
-    __slots__ = (
-        "_op",
-        "_scope",
-        "at",
-        "context",
-        "deadline",
-        "effects",
-        "failure",
-        "instance",
-        "local",
-        "node",
-        "output",
-        "path",
-        "pending",
-        "place",
-        "program",
-        "reason",
-        "result",
-        "snapshot",
-        "spent",
-        "status",
-        "step",
-        "steps",
-    )
+    # What few turns change has its value here, and is not set for each.
+    status: Status = "running"
+    reason: str = ""
+    failure: Failure | None = None
+    effects: tuple[Effect, ...] = ()
+    _scope: dict[str, Any] | None = None
 
     def __init__(self, program: Program, snapshot: Snapshot, instance: Instance, at: float) -> None:
-        self.program, self.snapshot, self.instance, self.at = program, snapshot, instance, at
+        self.program = program
+        self.snapshot = snapshot
+        self.instance = instance
+        self.at = at
         self.node = instance.node
         self.place: Node | None = program.nodes.get(instance.node)
         self._op = instance.op
@@ -161,16 +146,11 @@ class Turn:
         self.local = instance.local
         self.pending = instance.pending
         self.deadline = instance.deadline
+        self.context = instance.context
         self.steps = snapshot.steps
         self.spent = snapshot.spent
-        self.status: Status = "running"
-        self.reason = ""
-        self.failure: Failure | None = None
         self.result: Any = snapshot.output
-        self.effects: tuple[Effect, ...] = ()
         self.path: list[tuple[str, str, int]] = []
-        self.context = instance.context
-        self._scope: dict[str, Any] | None = None
 
     # -- what an op may see ---------------------------------------------------
 

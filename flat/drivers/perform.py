@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import CoroutineType
 from typing import Any
 
 from flat.agents.protocol import Agent, AgentRequest, AgentResult
@@ -88,9 +89,10 @@ class Performer:
             if effect.deadline is not None and not isinstance(effect, AwaitSignal):
                 value = await self._before_deadline(effect, effect.deadline, snapshot)
             elif type(effect) is RunAction:  # the commonest effect, without a coroutine of its own
-                context = self._context(effect, snapshot)
+                context = draft_of(effect.context)
+                context["machine"] = Facts(self.program, snapshot, effect)
                 value = self._begin(effect, context)
-                if type(value) is not dict and inspect.isawaitable(value):
+                if type(value) is CoroutineType or (type(value) is not dict and inspect.isawaitable(value)):
                     value = await value
                 value = _as_context(value, context, effect)
             else:
