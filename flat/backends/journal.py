@@ -116,6 +116,8 @@ class Known:
             changes: dict[str, Any] = {"seq": facts["seq"], "updated_at": facts["at"]}
             if head := facts.get("head"):
                 changes |= {**head, "channels": tuple(head["channels"])}
+                if changes["program"] is None:
+                    del changes["program"]
             if facts.get("release"):
                 changes |= {"owner": None, "token": self.execution.token + 1}
             self.execution = replace(self.execution, **changes)

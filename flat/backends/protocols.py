@@ -60,6 +60,8 @@ class Head:
     status: str
     wake_at: float | None = None
     channels: Columns = ()
+    program: str | None = None
+    """Digest of another program that the execution goes on with, or None for the one it has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

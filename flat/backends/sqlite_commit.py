@@ -28,7 +28,8 @@ INSERT INTO signals (id, channel, tick, body, created_at) VALUES (?, ?, ?, ?, ?)
 """
 KEEP = "INSERT OR IGNORE INTO kept VALUES (?, ?, ?)"
 SET_HEAD = """
-UPDATE executions SET status = ?, wake_at = ?, channels = ?, cancel = cancel AND ? WHERE num = ?
+UPDATE executions
+SET status = ?, wake_at = ?, channels = ?, program = coalesce(?, program), cancel = cancel AND ? WHERE num = ?
 """
 
 
@@ -180,7 +181,7 @@ class Writer:
     def _set_head(self, held: Held, head: Head) -> None:
         packed = pack_channels(head.channels)
         answered = head.status == CANCELLED
-        self._execute(SET_HEAD, (head.status, head.wake_at, packed, not answered, held.num))
+        self._execute(SET_HEAD, (head.status, head.wake_at, packed, head.program, not answered, held.num))
         self._stop_waiting(held.num, held.channels)
         self._wait(held.num, head.channels)
         held.channels = tuple(head.channels)

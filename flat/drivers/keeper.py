@@ -37,6 +37,8 @@ class Keeper:
     since_base: int = 0
     base_at: int = BASE_AFTER
     released: bool = False
+    adopted: str | None = None
+    """Digest of another program that the next commit is to name."""
 
     async def keep(
         self,
@@ -56,8 +58,8 @@ class Keeper:
         if self.since_base >= self.base_at:
             body, blobs, base = self._base_if_small(snapshot, body, blobs)
         head = None
-        if snapshot.status != self.stored.status or snapshot.status == "waiting":
-            head = head_of(snapshot, effects)
+        if snapshot.status != self.stored.status or snapshot.status == "waiting" or self.adopted:
+            head = head_of(snapshot, effects, self.adopted)
         await self.store.commit(
             Commit(
                 lease=self.lease,
@@ -75,6 +77,7 @@ class Keeper:
         self.seq += 1
         self.stored = snapshot
         self.released = release
+        self.adopted = None
 
     def _base_if_small(
         self, snapshot: Snapshot, delta: bytes, blobs: dict[str, bytes]
@@ -100,13 +103,14 @@ class Keeper:
             await self.store.release(self.lease)
 
 
-def head_of(snapshot: Snapshot, effects: Sequence[Effect]) -> Head:
+def head_of(snapshot: Snapshot, effects: Sequence[Effect], program: str | None = None) -> Head:
     """The columns that a store searches by."""
     if snapshot.status != "waiting":
-        return Head(status=snapshot.status)
+        return Head(status=snapshot.status, program=program)
     waits = [e for e in effects if isinstance(e, AwaitSignal)]
     wake_at = min((e.deadline for e in waits if e.deadline is not None), default=None)
-    return Head(status="waiting", wake_at=wake_at, channels=tuple(e.channel for e in waits))
+    channels = tuple(e.channel for e in waits)
+    return Head(status="waiting", wake_at=wake_at, channels=channels, program=program)
 
 
 async def create(

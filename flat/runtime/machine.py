@@ -64,6 +64,7 @@ class Machine:
     origin: Path | None = None
     """The folder or file it was loaded from, kept with its executions so that they can be resumed by id alone."""
     warnings: Sequence[str] = ()
+    _config_text: bytes | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -91,17 +92,18 @@ class Machine:
             raise FileNotFoundError(config["problem"])
         return self.make_agent(name, config)
 
+    def config_text(self) -> bytes:
+        """What the config store keeps: enough to run the program again without its files."""
+        if self._config_text is None:
+            origin = str(self.origin.resolve()) if self.origin else None
+            self._config_text = orjson.dumps({"origin": origin, "program": program_to_data(self.program)})
+        return self._config_text
+
     def calls_models(self) -> bool:
         """Whether a run of this machine is going to need the model client."""
         return self.make_agent is litellm_agent and any(
             name not in self.agents for name in self.program.agents
         )
-
-
-def config_text(machine: Machine) -> bytes:
-    """What the config store keeps: enough to run the program again without its files."""
-    origin = str(machine.origin.resolve()) if machine.origin else None
-    return orjson.dumps({"origin": origin, "program": program_to_data(machine.program)})
 
 
 def program_of(text: bytes) -> tuple[Program, Path | None]:

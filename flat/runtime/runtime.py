@@ -32,7 +32,7 @@ from flat.drivers.local import Drive, InDoubt
 from flat.drivers.perform import Performer
 from flat.errors import BackendError, ExecutionBusy, ExecutionError, ExecutionNotFound, IncompatibleSnapshot
 from flat.hooks import Observer, Observers
-from flat.runtime.machine import HooksOfRun, Machine, config_text, program_of
+from flat.runtime.machine import HooksOfRun, Machine, program_of
 
 LEASE_SECONDS = 30.0
 CANCEL_SECONDS = 1.0
@@ -180,7 +180,7 @@ class Runtime:
         with self._claimed(execution_id):
             keeper: Keeper | None = None
             if self._store is not None:
-                await self._store.put_config(hooks.program.digest, config_text(machine))
+                await self._store.put_config(hooks.program.digest, machine.config_text())
                 keeper = await create(
                     self._store, codec, hooks.program, snapshot, self.owner, ttl=self.lease_seconds
                 )
@@ -226,6 +226,9 @@ class Runtime:
                 if snapshot.status in FINISHED:  # by the owner before us, since we looked
                     return _outcome(snapshot)
                 _refuse_lost_cursor(hooks, snapshot)
+                if machine.program.digest != execution.program:
+                    await store.put_config(machine.program.digest, machine.config_text())
+                    keeper.adopted = machine.program.digest
                 drive.decisions = dict(decisions or {})
                 last = await drive.resume(snapshot, Resumed(now, max_steps, max_agent_calls))
             return await self._ended(drive, hooks, last)

@@ -35,7 +35,7 @@ from flat.testing.clock import VirtualClock
 
 EXECUTION = "swept"
 WRITES = frozenset(
-    {"create", "acquire", "release", "commit", "put_config", "send", "heartbeat", "request_cancel"}
+    {"create", "begin", "acquire", "release", "commit", "put_config", "send", "heartbeat", "request_cancel"}
 )
 
 Opener: TypeAlias = Callable[[], CheckpointStore]

@@ -353,6 +353,21 @@ async def test_a_changed_program_is_refused_unless_it_is_adopted(runtime: Runtim
     assert (await runtime.resume(execution, longer, adopt=True)).output == {"n": 2}
 
 
+@pytest.mark.parametrize("url", ["memory:", "sqlite:///{0}/flat.db", "file:{0}/runs"])
+async def test_an_adopted_program_is_the_one_that_the_execution_has_from_then_on(
+    url: str, tmp_path: Path
+) -> None:
+    async with Runtime(url.format(tmp_path)) as runtime:
+        hang = Hang()
+        execution = await interrupted(runtime, machine(acting("a"), lambda: hang), hang)
+        longer = machine(acting("a", "b"), Count)
+        parked = await runtime.resume(execution, longer, adopt=True, max_steps=1)
+        assert parked.status == "limit"
+        assert (await runtime.resume(execution, longer, max_steps=10)).output == {"n": 2}
+        (row,) = await runtime.list()
+        assert row.program == longer.program.digest
+
+
 async def test_hooks_that_lack_the_point_where_a_run_stands_are_refused(runtime: Runtime) -> None:
     reached = anyio.Event()
 
