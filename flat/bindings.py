@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flat.core.codec import CORE_TYPES, Types
+from flat.core.storable import CORE_TYPES, Types
 from flat.errors import BindingError
 
 Factory = Callable[..., Any]

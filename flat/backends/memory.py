@@ -92,7 +92,10 @@ class MemoryStore:
         if (head := commit.head) is not None:
             self._set_channels(row.columns.execution_id, row.columns.channels, head.channels)
             row.columns = replace(
-                row.columns, status=head.status, wake_at=head.wake_at, channels=tuple(head.channels),
+                row.columns,
+                status=head.status,
+                wake_at=head.wake_at,
+                channels=tuple(head.channels),
                 program=head.program or row.columns.program,
             )
             row.cancel = row.cancel and head.status != CANCELLED

@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from flat.bindings import standard_types, storable
-from flat.core.codec import BLOB_SIZE, Codec, Opaque, kept_prefix
+from flat.core.codec import Codec, kept_prefix
 from flat.core.events import Spent
 from flat.core.failure import Failure
 from flat.core.grown import Grown
 from flat.core.snapshot import ROOT, Instance, Snapshot
+from flat.core.storable import BLOB_SIZE, Opaque
 from flat.drivers.draft import draft_of, settled_context
 from flat.errors import BindingError, IncompatibleSnapshot, NotStorable
 
