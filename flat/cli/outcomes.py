@@ -11,7 +11,9 @@ from flat.core.failure import Failure
 from flat.runtime import Outcome
 
 Commands = dict[str, str]
-"""The commands that go on with the execution: `resume`, `more` (steps), `show`, `retry`, `store`."""
+"""The commands that go on with the execution: `resume`, `more` (steps), `show`; the option `store`; `kept`, empty
+when nothing is."""
+NOT_KEPT = "nothing was kept (the store is memory:)"
 TIMEOUT = "TimeoutError"
 
 
@@ -52,9 +54,12 @@ def explain(outcome: Outcome, commands: Commands) -> None:
     """Say on stderr why an execution did not end as done, and how to go on."""
     match outcome.status:
         case "failed":
-            complain(_failed(outcome, commands["show"]))
+            complain(_failed(outcome, commands))
         case "waiting":
             channels = ", ".join(f'"{one_line(c)}"' for c in outcome.waiting_on)
+            if not commands["kept"]:
+                complain(f"waiting for a signal on {channels}; {NOT_KEPT}")
+                return
             first = one_line(outcome.waiting_on[0]) if outcome.waiting_on else "CHANNEL"
             complain(
                 f"waiting for a signal on {channels}; "
@@ -62,7 +67,8 @@ def explain(outcome: Outcome, commands: Commands) -> None:
                 f"then: {commands['resume']}"
             )
         case "limit":
-            complain(f"stopped at a limit: {outcome.reason}; continue with: {commands['more']}")
+            then = f"continue with: {commands['more']}" if commands["kept"] else NOT_KEPT
+            complain(f"stopped at a limit: {outcome.reason}; {then}")
         case "in_doubt":
             complain(_in_doubt(outcome, commands["resume"]))
         case "cancelled":
@@ -70,13 +76,14 @@ def explain(outcome: Outcome, commands: Commands) -> None:
             complain(f"cancelled{reason}")
 
 
-def _failed(outcome: Outcome, show: str) -> str:
+def _failed(outcome: Outcome, commands: Commands) -> str:
     failure = outcome.failure
     assert failure is not None
     what = failure.detail or failure.message
     place = "" if not failure.location or failure.location in what else f"{failure.location}: "
     where = f'{place}{failure.type} in state "{one_line(outcome.node)}"'
-    return f"error: {where}: {what}\nsee what happened with: {show}"
+    then = f"\nsee what happened with: {commands['show']}" if commands["kept"] else ""
+    return f"error: {where}: {what}{then}"
 
 
 def _in_doubt(outcome: Outcome, resume: str) -> str:
@@ -94,5 +101,5 @@ def interrupted(commands: Commands | None, kept: bool) -> Interrupted:
     if commands is None:
         return Interrupted("interrupted before anything ran")
     if not kept:
-        return Interrupted("interrupted; nothing was kept (the store is memory:)")
+        return Interrupted(f"interrupted; {NOT_KEPT}")
     return Interrupted(f"interrupted; continue with: {commands['resume']}")

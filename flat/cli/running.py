@@ -20,7 +20,7 @@ from flat.cli.show import Show
 from flat.cli.stopping import Stop
 from flat.cli.stores import DEFAULT, MEMORY, resume_hint, store_url
 from flat.cli.text import short_id
-from flat.errors import BindingError, DefinitionError, ExecutionBusy
+from flat.errors import BackendError, BindingError, DefinitionError, ExecutionBusy, NotStorable
 from flat.hooks.notices import Observer
 from flat.runtime import Machine, Outcome, Runtime, load
 
@@ -79,6 +79,7 @@ def commands_for(execution_id: str, store: str | None, path: Path | None) -> Com
         "more": resume_hint(execution_id, store, path, "--more-steps 100"),
         "show": f"flat runs show {short_id(execution_id)}{where}",
         "store": where,
+        "kept": "" if store_url(store) == MEMORY else "yes",
     }
 
 
@@ -99,8 +100,15 @@ def drive(
                     return await go(runtime)
             except Exception as error:
                 return error
+            except (KeyboardInterrupt, BaseExceptionGroup, anyio.get_cancelled_exc_class()):
+                raise
+            except BaseException as error:  # such as an exit() in the user's code
+                said = f"{type(error).__name__}: {error} came out of what was being run"
+                return BackendError(stop.placed(said, commands["resume"] if url != MEMORY else None))
 
         outcome = await stop.guard(in_store)
+        if isinstance(outcome, NotStorable):
+            raise BackendError(stop.placed(str(outcome), commands["resume"] if url != MEMORY else None))
         if isinstance(outcome, Exception):
             raise outcome
         return outcome

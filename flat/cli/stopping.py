@@ -17,6 +17,7 @@ from typing import TypeVar
 import anyio
 
 from flat.cli.ending import complain
+from flat.cli.text import one_line
 from flat.hooks.notices import Notice
 
 T = TypeVar("T")
@@ -30,12 +31,21 @@ class Stop:
     def __init__(self) -> None:
         self.asked = False
         self.begun = False
+        self.node = ""
+        """The state that was last heard of."""
         self._timer: threading.Timer | None = None
 
     def notify(self, notice: Notice) -> None:
         self.begun = True
+        self.node = notice.node or self.node
         if self.asked:
             raise KeyboardInterrupt
+
+    def placed(self, said: str, resume: str | None) -> str:
+        """What broke a run off, with the state it was in and how to go on once that is mended."""
+        where = f'in state "{one_line(self.node)}": ' if self.node else ""
+        then = f"\nwhen that is mended, continue with: {resume}" if resume and self.begun else ""
+        return f"{where}{said}{then}"
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.asked:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from flat.core.effects import AwaitSignal, Effect, RunHook, Sleep
 from flat.core.events import Cancelled, Done, Doubted, Event, Failed, Resumed, Spent, Started, Steered
@@ -20,12 +20,11 @@ from flat.core.explain import explained
 from flat.core.failure import Failure, error_target
 from flat.core.hookref import HookRefs
 from flat.core.op import UNSET, Answer, Block, End, Goto, Next, Raise, Unset
-from flat.core.program import END, START, Node, Program
+from flat.core.program import END, Node, Program
 from flat.core.snapshot import FINISHED, ROOT, Instance, Snapshot, Status
 from flat.errors import FlatError
 
 ERROR_HOOK = "error"
-VIRTUAL = frozenset({START, END})
 FUSE = 100_000
 """How many ops may run without an effect before the turn is stopped as an endless loop."""
 
@@ -198,7 +197,9 @@ class Turn:
 
     def answer(self, event: Done | Failed) -> None:
         """Give the event to the op that asked, and go on."""
-        if (node := self.place) is None:
+        node = self.place
+        at = -1 if node is None else node.index(self._op)
+        if node is None or (at < 0 and self._op != ERROR_HOOK):
             self.fail_lost()
             return
         if len(self.pending) == 1:
@@ -207,19 +208,18 @@ class Turn:
             self.pending = tuple(p for p in self.pending if p != event.effect_id)
         if type(event) is Failed and event.usage is not None:
             self.spend(event.usage)
-        if self._op == ERROR_HOOK:
-            self.after_error_hook(event)
-            return
-        at = node.index(self._op)
         if at < 0:
-            self.fail_lost()
+            self.after_error_hook(event)
             return
         try:
             answer = node.ops[at].resume(self, event)
         except FlatError as error:
             answer = Raise(explained(error, self.program))
         if type(answer) is Next:
-            self.take_next(answer)
+            if answer.output is not UNSET:
+                self.output = answer.output
+            if answer.context is not UNSET:
+                self.context = answer.context
             self.local = None
             self.run(node, at + 1)
         elif type(answer) is Block and self.pending:
@@ -233,11 +233,11 @@ class Turn:
         """Run ops from `at` on until one of them does not simply go on."""
         fuse = FUSE
         while True:
-            ops = node.ops
-            if at >= len(ops):
+            try:
+                op = node.ops[at]
+            except IndexError:
                 self.fail(Failure(type="Stuck", message=f'state "{self.node}" has nowhere to go'))
                 return
-            op = ops[at]
             self._op = op.key
             try:
                 answer = op.start(self)
@@ -249,26 +249,24 @@ class Turn:
             if type(answer) is Next:
                 self.take_next(answer)
                 at += 1
-            elif type(answer) is Goto:
+                continue
+            if type(answer) is Goto:
                 entered = self.enter_quietly(answer.target)
-                if entered is None:
-                    return
-                node, at = entered, 0
-            elif isinstance(answer, Raise) and (target := self.caught(answer.failure)) is not None:
+            elif type(answer) is Raise and (target := self.caught(answer.failure)) is not None:
                 self.noted(answer.failure)
                 entered = self.enter_quietly(target)
-                if entered is None:
-                    return
-                node, at = entered, 0
-            elif self.apply(answer):
-                at += 1
             else:
+                self.apply(answer)
                 return
+            if entered is None:
+                return
+            node, at = entered, 0
             fuse -= 1
             if not fuse:
                 self.fail(
                     Failure(
-                        type="LimitExceeded", message=f"{FUSE} ops ran without an effect: an endless loop"
+                        type="LimitExceeded",
+                        message=f"{FUSE} states were entered without an effect: an endless loop",
                     )
                 )
                 return
@@ -296,15 +294,15 @@ class Turn:
         if answer.output is not UNSET:
             self.output = answer.output
         if answer.context is not UNSET:
-            self.context = cast("Mapping[str, Any]", answer.context)
+            self.context = answer.context
 
     def block(self, answer: Block) -> None:
-        effects = answer.effects
-        if type(effects[0]) is AwaitSignal and all(type(e) is AwaitSignal for e in effects):
-            self.status = "waiting"
-        self.effects = effects
-        self.pending = (effects[0].id,) if len(effects) == 1 else tuple(e.id for e in effects)
+        effects = self.effects = answer.effects
         self.local = answer.local
+        first = effects[0]
+        self.pending = (first.id,) if len(effects) == 1 else tuple(e.id for e in effects)
+        if type(first) is AwaitSignal and all(type(e) is AwaitSignal for e in effects):
+            self.status = "waiting"
 
     def enter(self, target: str) -> None:
         if (node := self.enter_quietly(target)) is not None:
@@ -312,21 +310,18 @@ class Turn:
 
     def enter_quietly(self, target: str) -> Node | None:
         """Move the cursor to the beginning of a node. None when a limit says no."""
-        if self._op and self.node not in VIRTUAL:
+        left = self.place
+        if self._op and left is not None and not left.virtual:
             self.path.append(("leave", self.node, self.step))
-        node: Node | None
+        self._op, self.local, self.pending, self.deadline = "", None, (), None
+        self.node = target
         try:
-            node = self.program.nodes[target]
+            node = self.place = self.program.nodes[target]
         except KeyError:
-            node = None
-        self.place = node
-        self.node, self._op, self.local, self.pending, self.deadline = target, "", None, (), None
-        if target != END:
-            self.output = None
-        if node is None:
             self.fail(Failure(type="UnknownName", message=f'there is no state "{target}"'))
             return None
-        if target not in VIRTUAL:
+        if not node.virtual:
+            self.output = None
             snapshot = self.snapshot
             if (snapshot.max_steps is not None and self.steps >= snapshot.max_steps) or (
                 snapshot.max_agent_calls is not None and self.spent.calls >= snapshot.max_agent_calls
@@ -357,7 +352,7 @@ class Turn:
             self.output = output
             self.enter(END)
             return
-        if self.node not in VIRTUAL:
+        if self.place is not None and not self.place.virtual:
             self.path.append(("leave", self.node, self.step))
         self.status, self.result = "done", output
         self.pending, self.local = (), None

@@ -7,6 +7,7 @@ the cursor reaches it, `resume` when an effect it asked for is answered. Both ar
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any, Protocol, TypeAlias
 
 from flat.core.effects import Effect
@@ -16,16 +17,13 @@ from flat.core.hookref import HookRefs
 from flat.core.record import record
 
 
-class Unset:
+class Unset(Enum):
     """The type of `UNSET`, which stands for "leave it as it is"."""
 
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "UNSET"
+    UNSET = "unset"
 
 
-UNSET = Unset()
+UNSET = Unset.UNSET
 
 
 @record

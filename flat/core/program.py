@@ -30,6 +30,8 @@ class Node:
     timeout: float | None = None
     """Seconds that one visit may take."""
     final: bool = False
+    virtual: bool = False
+    """True for `START` and `END`: no state of the author's, no step."""
     error_steered: bool = True
     """True when a hook may choose where an error leads that `on_error` does not catch."""
 

@@ -59,8 +59,8 @@ class Lowering:
         if lifecycle:
             start = (Hook(point="machine_start", key="machine_start"), Branch(arms=(Arm(None, initial),)))
             end = (Hook(point="machine_end", key="machine_end"), Finish())
-            nodes[START] = Node(name=START, ops=start, hooks=lifecycle, error_steered=False)
-            nodes[END] = Node(name=END, ops=end, hooks=lifecycle, error_steered=False)
+            nodes[START] = Node(name=START, ops=start, hooks=lifecycle, virtual=True, error_steered=False)
+            nodes[END] = Node(name=END, ops=end, hooks=lifecycle, virtual=True, error_steered=False)
         settings = data.settings
         text = self.source.document.text or repr(self.source.document.value)
         program = Program(

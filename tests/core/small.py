@@ -11,7 +11,7 @@ from flat.core.effects import Effect, RunAction
 from flat.core.events import Done, Failed, Started
 from flat.core.failure import Failure
 from flat.core.ops import Action, AnyOp, Arm, Assign, Branch, Call, Finish
-from flat.core.program import Limits, Node, Program
+from flat.core.program import END, START, Limits, Node, Program
 from flat.core.program_codec import with_digest
 from flat.core.snapshot import Snapshot
 from flat.core.template import compile_value
@@ -20,7 +20,7 @@ AT = 1000.0
 
 
 def node(name: str, *ops: AnyOp, **rest: Any) -> Node:
-    return Node(name=name, ops=ops, **rest)
+    return Node(name=name, ops=ops, virtual=name in (START, END), **rest)
 
 
 def go(*arms: tuple[str | None, str], **rest: Any) -> Branch:
