@@ -11,7 +11,7 @@
     │   ├── DeadlineExceeded    ├── LimitExceeded    └── Stuck
     └── BackendError            storage or coordination
         ├── ExecutionNotFound   ├── ExecutionBusy    ├── StaleSnapshot ── SignalGone
-        ├── IncompatibleSnapshot                     └── NotStorable
+        ├── IncompatibleSnapshot                     ├── NotStorable  └── BadStoreURL
 
 Waiting is a status, not an error. Inside a snapshot a failure is data (`core.failure`).
 Errors keep their facts as attributes and survive pickling.
@@ -293,6 +293,12 @@ class Stuck(ExecutionError):
 
 class BackendError(FlatError):
     """Storage or coordination failed."""
+
+
+class BadStoreURL(BackendError):
+    """The text that should say where executions are kept does not."""
+
+    exit_code = 2
 
 
 class ExecutionNotFound(BackendError):

@@ -122,6 +122,17 @@ def resolve_secrets(value: Any, environ: Mapping[str, str] = os.environ) -> Any:
     return value
 
 
+def secrets_of(config: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """What must never be shown of a call: its key, wherever it came from, and every other key that is set."""
+    known = [n for needed in _KEYS.values() for names in needed for n in names if not n.endswith("_BASE")]
+    named = [name for value in config.values() for name in _references(value)]
+    told = {
+        resolve_secrets(config.get("api_key") or "", environ),
+        *(environ.get(n, "") for n in known + named),
+    }
+    return tuple(sorted((secret for secret in told if len(secret) >= 8), key=len, reverse=True))
+
+
 def _references(value: Any) -> list[str]:
     if isinstance(value, str):
         return _SECRET.findall(value)

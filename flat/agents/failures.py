@@ -9,12 +9,13 @@ missing key.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from flat.agents.ratelimits import build_rate_limit_state, lower_headers, retry_after_seconds
-from flat.errors import AgentFailed
+from flat.errors import AgentFailed, nearest
 
 _NO_KEY = re.compile(
     r"missing credentials|missing .*api[ _]?key|no api key|unable to locate credentials"
@@ -47,6 +48,8 @@ def agent_failure(
     headers = lower_headers(getattr(error, "litellm_response_headers", None))
     status = _status(error) if headers else None
     verdict = classify(error, status, headers)
+    if "LLM Provider NOT provided" in str(error):
+        return _no_provider(agent, model, verdict)
     text = _reached(error, url) if _is_connection(error, headers) else _plain_message(error)
     for secret in secrets:
         text = text.replace(secret, "***")
@@ -59,6 +62,22 @@ def agent_failure(
         retry_after=retry_after,
         hint=verdict.hint,
         rate_limit=build_rate_limit_state(headers, retry_after) if headers else None,
+    )
+
+
+def _no_provider(agent: str, model: str, verdict: Verdict) -> AgentFailed:
+    """litellm says the same to a missing provider and to a misspelt one, and sends people to its documentation."""
+    provider, slash, _ = model.partition("/")
+    if not slash:
+        return AgentFailed(
+            f'agent "{agent}" ({model}): the model has no provider', code=verdict.code, hint=verdict.hint
+        )
+    known = [str(getattr(p, "value", p)) for p in getattr(sys.modules.get("litellm"), "provider_list", ())]
+    near = nearest(provider, known)
+    return AgentFailed(
+        f'agent "{agent}" ({model}): litellm knows no provider "{provider}"',
+        code=verdict.code,
+        hint=f'did you mean "{near}"?' if near else verdict.hint,
     )
 
 
@@ -145,7 +164,7 @@ def _reached(error: BaseException, url: str | None) -> str:
 
 
 def _plain_message(error: BaseException) -> str:
-    told = str(error).split("\nTraceback", 1)[0].split(" Original exception:", 1)[0]
+    told = str(error).split("Traceback (most recent call last)", 1)[0].split(" Original exception:", 1)[0]
     text = _PREFIX.sub("", told).strip() or type(error).__name__
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 

@@ -22,6 +22,7 @@ from flat.agents.credentials import (
     provider,
     require_credentials,
     resolve_secrets,
+    secrets_of,
 )
 from flat.agents.failures import agent_failure
 from flat.agents.profiles import model_name
@@ -173,8 +174,7 @@ class LiteLLMClient:
         except (AgentFailed, TimeoutError):
             raise
         except Exception as error:
-            key = arguments.get("api_key")
-            secrets = (str(key),) if key and len(str(key)) >= 8 else ()
+            secrets = secrets_of(self.settings)
             url = arguments.get("api_base") or base_url(self.settings)
             raise agent_failure(error, agent=self.name, model=self.model, url=url, secrets=secrets) from error
 

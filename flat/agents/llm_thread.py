@@ -199,6 +199,8 @@ def _import(into: concurrent.futures.Future[Any]) -> None:
         # A call that is cancelled very early leaves a coroutine behind that litellm has made in a worker
         # thread. Nothing is lost by it, and nobody but litellm could have awaited it.
         warnings.filterwarnings("ignore", r"coroutine '\w+\.acompletion' was never awaited", RuntimeWarning)
+        # An answer of another shape than it promised is our error to report, not pydantic's to print.
+        warnings.filterwarnings("ignore", "Pydantic serializer warnings", UserWarning)
         # After litellm's own exit functions were registered, so that ours runs before them: they complain
         # about a loop that still runs.
         atexit.register(close)

@@ -73,6 +73,15 @@ class AgentResult:
         return {}
 
 
+def as_result(answer: Any) -> AgentResult:
+    """What an agent gave, as a result: a mapping is structured output, None nothing, anything else text."""
+    if isinstance(answer, AgentResult):
+        return answer
+    if isinstance(answer, Mapping):
+        return AgentResult(output=dict(answer))
+    return AgentResult(content=None if answer is None else str(answer))
+
+
 class Agent(Protocol):
     """Something that answers a request."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, unquote
 
@@ -24,7 +25,7 @@ from flat.backends.protocols import (
     Signal,
     Stored,
 )
-from flat.errors import BackendError, UnknownName
+from flat.errors import BadStoreURL, UnknownName
 
 if TYPE_CHECKING:
     from flat.backends.files import FileStore
@@ -45,6 +46,7 @@ __all__ = [
     "Signal",
     "Stored",
     "open_store",
+    "store_opener",
     "this_process",
 ]
 
@@ -60,21 +62,29 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+Opener = Callable[[], CheckpointStore]
+
+
 def open_store(url: str) -> CheckpointStore:
     """The store at a URL.
 
     `memory:` · `sqlite:///relative.db` · `sqlite:////absolute.db` · `file:folder` · a path that ends in
     `.db`, `.sqlite` or `.sqlite3`. Options follow a question mark: `sqlite:///runs.db?synchronous=FULL`,
-    `file:runs?fsync=true`.
+    `file:runs?fsync=true`. Raises `BadStoreURL`.
     """
+    return store_opener(url)()
+
+
+def store_opener(url: str) -> Opener:
+    """What opens the store at a URL. The URL is checked here; nothing is touched before it is opened."""
     scheme, colon, rest = url.partition(":")
     # One letter before a colon is a drive.
     if not colon or len(scheme) == 1 or any(mark in scheme for mark in "/\\."):
         if url.endswith((".db", ".sqlite", ".sqlite3")):
-            return _open_sqlite(url, {})
+            return _sqlite(url, {})
         raise UnknownName("store", url, [f"{name}:" for name in SCHEMES] + ["a path ending in .db"])
     if scheme in LATER:
-        raise BackendError(
+        raise BadStoreURL(
             f'stores of kind "{scheme}" are not in this version of flat; use one of {", ".join(SCHEMES)}'
         )
     if scheme not in SCHEMES:
@@ -83,38 +93,38 @@ def open_store(url: str) -> CheckpointStore:
     return SCHEMES[scheme](unquote(path), dict(parse_qsl(query, keep_blank_values=True)))
 
 
-def _open_memory(path: str, options: dict[str, str]) -> CheckpointStore:
+def _memory(path: str, options: dict[str, str]) -> Opener:
     from flat.backends.memory import MemoryStore
 
     if path.strip("/"):
-        raise BackendError(f"memory: takes no path; for one that is kept, write file:{path}")
+        raise BadStoreURL(f"memory: takes no path; for one that is kept, write file:{path}")
     _refuse_rest("memory", options)
-    return MemoryStore()
+    return MemoryStore
 
 
-def _open_file(path: str, options: dict[str, str]) -> CheckpointStore:
+def _file(path: str, options: dict[str, str]) -> Opener:
     from flat.backends.files import FileStore
 
     fsync = _choose("fsync", options.pop("fsync", "false"), {"true": True, "false": False})
     _refuse_rest("file", options)
-    return FileStore(_path(path, "file:runs"), fsync=fsync)
+    return partial(FileStore, _path(path, "file:runs"), fsync=fsync)
 
 
-def _open_sqlite(path: str, options: dict[str, str]) -> CheckpointStore:
+def _sqlite(path: str, options: dict[str, str]) -> Opener:
     from flat.backends.sqlite import SQLiteStore
     from flat.backends.sqlite_schema import Synchronous
 
     levels: dict[str, Synchronous] = {"NORMAL": "NORMAL", "FULL": "FULL"}
     synchronous = _choose("synchronous", options.pop("synchronous", "NORMAL").upper(), levels)
     _refuse_rest("sqlite", options)
-    return SQLiteStore(_path(path, "sqlite:///runs.db"), synchronous)
+    return partial(SQLiteStore, _path(path, "sqlite:///runs.db"), synchronous)
 
 
-SCHEMES: dict[str, Callable[[str, dict[str, str]], CheckpointStore]] = {
-    "memory": _open_memory,
-    "file": _open_file,
-    "files": _open_file,
-    "sqlite": _open_sqlite,
+SCHEMES: dict[str, Callable[[str, dict[str, str]], Opener]] = {
+    "memory": _memory,
+    "file": _file,
+    "files": _file,
+    "sqlite": _sqlite,
 }
 LATER = ("redis", "postgresql", "postgres", "s3", "dynamodb")
 
@@ -124,18 +134,18 @@ def _path(path: str, example: str) -> str:
     if path.startswith("//"):
         host, slash, path = path[2:].partition("/")
         if host or not slash:
-            raise BackendError(f'a store has no host, and "{host}" stands where one would; write {example}')
+            raise BadStoreURL(f'a store has no host, and "{host}" stands where one would; write {example}')
     if not path:
-        raise BackendError(f"the URL names no path; write for example {example}")
+        raise BadStoreURL(f"the URL names no path; write for example {example}")
     return path
 
 
 def _choose(name: str, value: str, choices: dict[str, T]) -> T:
     if value not in choices:
-        raise BackendError(f'the option {name} of a store is {" or ".join(choices)}, not "{value}"')
+        raise BadStoreURL(f'the option {name} of a store is {" or ".join(choices)}, not "{value}"')
     return choices[value]
 
 
 def _refuse_rest(scheme: str, options: dict[str, str]) -> None:
     if options:
-        raise BackendError(f"a {scheme} store has no option {', '.join(options)}")
+        raise BadStoreURL(f"a {scheme} store has no option {', '.join(options)}")

@@ -70,7 +70,7 @@ def resume(
         complain(f"execution {name} is {status} already; see {commands['show']}")
         return TAKEN
     decisions, decided = _decisions(found, wishes)
-    project, machine = _machine(found, path, wishes, show)
+    project, machine = _machine(found, path, wishes, show, commands["store"])
 
     async def go(runtime: Runtime) -> Outcome:
         steps = None if wishes.more_steps is None else found.snapshot.steps + wishes.more_steps
@@ -98,7 +98,9 @@ async def _find(url: str, given: str) -> Found:
 # -- which machine ---------------------------------------------------------------------------------
 
 
-def _machine(found: Found, path: Path | None, wishes: Wishes, show: Show) -> tuple[Project, Machine]:
+def _machine(
+    found: Found, path: Path | None, wishes: Wishes, show: Show, where: str
+) -> tuple[Project, Machine]:
     """The machine to resume with, and the project it belongs to.
 
     Named by the user, it is what its files say now, and refused if that is another program. Not named, it is
@@ -106,7 +108,7 @@ def _machine(found: Found, path: Path | None, wishes: Wishes, show: Show) -> tup
     choose which code is imported.
     """
     if path is None and wishes.adopt and found.origin is not None:
-        path = _trusted(found)
+        path = _trusted(found, where)
     if path is not None:
         project = find_project(path)
         machine = load_project(project, show, compat=wishes.compat)
@@ -116,7 +118,7 @@ def _machine(found: Found, path: Path | None, wishes: Wishes, show: Show) -> tup
                 "leave it out to go on with the machine as it was, or go on with the new one by --adopt"
             )
         return project, machine
-    origin = _trusted(found)
+    origin = _trusted(found, where)
     if not origin.exists():
         raise BackendError(
             f"{origin}, which the execution was started from, is gone; name its machine: flat resume ID FILE"
@@ -129,14 +131,14 @@ def _machine(found: Found, path: Path | None, wishes: Wishes, show: Show) -> tup
     return project, Machine(found.program, project.registry(), origin=origin)
 
 
-def _trusted(found: Found) -> Path:
+def _trusted(found: Found, where: str) -> Path:
     """Where the execution came from, if that is below the working directory."""
     origin = found.origin
     if origin is None or not origin.resolve().is_relative_to(Path.cwd()):
         told = "does not say which file it came from" if origin is None else f"came from {origin}"
         raise UsageError(
             f"the execution {told}, which is not below this folder; name its machine: "
-            f"flat resume {short_id(found.execution_id)} FILE"
+            f"flat resume {short_id(found.execution_id)} FILE{where}"
         )
     return origin.resolve()
 

@@ -20,6 +20,7 @@ from flat.cli.show import Show
 from flat.cli.stopping import Stop
 from flat.cli.stores import DEFAULT, MEMORY, resume_hint, store_url
 from flat.cli.text import short_id
+from flat.core.snapshot import FINISHED
 from flat.errors import BackendError, BindingError, DefinitionError, ExecutionBusy, NotStorable
 from flat.hooks.notices import Observer
 from flat.runtime import Machine, Outcome, Runtime, load
@@ -42,7 +43,9 @@ def run(
 
     async def start(runtime: Runtime) -> Outcome:
         if execution_id is not None and (known := await runtime.opened().get(id_)) is not None:
-            hint = f"it is {known.status}; go on with it: {commands['resume']}"
+            more = known.status not in FINISHED
+            hint = f"go on with it: {commands['resume']}" if more else f"see {commands['show']}"
+            hint = f"it is {known.status}; {hint}"
             raise ExecutionTaken(id_, hint)
         return await runtime.start(
             machine, {**project.input, **given}, execution_id=id_, max_steps=steps, max_agent_calls=calls

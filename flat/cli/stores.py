@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import unquote
 
-from flat.backends import open_store
+from flat.backends import store_opener
 from flat.backends.protocols import Execution
 from flat.cli.ending import UsageError
 from flat.cli.text import short_id
-from flat.errors import BackendError, DefinitionError, ExecutionNotFound
+from flat.errors import ExecutionNotFound
 from flat.runtime import Runtime
 
 DEFAULT = "sqlite:///flat.db"
@@ -18,14 +18,11 @@ SHOWN = 5
 
 
 def store_url(given: str | None) -> str:
-    """The store's URL, or the default. A folder that exists is a file store."""
+    """The store's URL, or the default. A folder that exists is a file store. Raises if it is written wrongly."""
     url = given or DEFAULT
     if ":" not in url and Path(url).is_dir():
         url = f"file:{url}"
-    try:
-        open_store(url)  # nothing is touched before it is used
-    except (BackendError, DefinitionError) as error:
-        raise UsageError(f"--store: {error}") from None
+    store_opener(url)
     return url
 
 

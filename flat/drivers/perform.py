@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import CoroutineType
 from typing import Any
 
-from flat.agents.protocol import Agent, AgentRequest, AgentResult
+from flat.agents.protocol import Agent, AgentRequest, AgentResult, as_result
 from flat.agents.protocol import Usage as AgentUsage
 from flat.core.advance import machine_facts
 from flat.core.effects import AwaitSignal, CallAgent, Effect, RunAction, RunHook, Sleep
@@ -183,7 +183,7 @@ class Performer:
                 on_token=None if on_token is None else lambda text: on_token(effect.id, text),
             )
         )
-        return _reply(result)
+        return _reply(as_result(result))
 
 
 def _reply(result: AgentResult) -> Reply:

@@ -6,7 +6,7 @@ import logging
 import threading
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class FlatMachine:
         config_file: str | Path | None = None,
         config_dict: Mapping[str, Any] | None = None,
         lifecycle_hooks: Any = None,
-        hooks_registry: HooksRegistry | None = None,
+        hooks_registry: HooksRegistry | Mapping[str, Callable[..., Any]] | None = None,
         persistence: CheckpointStore | str | None = None,
         profiles_file: str | Path | None = None,
         *,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def load(
     path: str | os.PathLike[str] | None = None,
     *,
     config: Mapping[str, Any] | None = None,
-    hooks: HooksRegistry | None = None,
+    hooks: HooksRegistry | Mapping[str, Callable[..., Any]] | None = None,
     agents: Mapping[str, Agent] | None = None,
     shared_hooks: Any = None,
     bindings: Bindings | None = None,
@@ -43,9 +43,16 @@ def load(
 ) -> Machine:
     """A machine from a file or a folder, or from a mapping. Raises `SpecError` with everything that is wrong.
 
-    `hooks` answers the names in the file. `agents` are used instead of the file's, by name. `compat` lets pass
-    with a warning what the seed system lets pass. `overrides` replace keys of the file's `data`.
+    `hooks` answers the names in the file: a registry, or factories by name. `agents` are used instead of the
+    file's, by name. `compat` lets pass with a warning what the seed system lets pass. `overrides` replace keys of
+    the file's `data`.
     """
+    if hooks is not None and not isinstance(hooks, HooksRegistry):
+        if not isinstance(hooks, Mapping):
+            raise DefinitionError(
+                "hooks by name are a HooksRegistry; one object for all states is shared_hooks=…"
+            )
+        hooks = HooksRegistry(hooks)
     given = shared_hooks is not None
     if path is not None and not overrides:
         program, warnings, origin = _from_file(Path(path).expanduser(), profiles_file, compat, given)

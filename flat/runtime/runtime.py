@@ -30,7 +30,14 @@ from flat.drivers.draft import settle
 from flat.drivers.keeper import Keeper, collect_blobs, create, rebuilt, take_up
 from flat.drivers.local import Drive, InDoubt
 from flat.drivers.perform import Performer
-from flat.errors import BackendError, ExecutionBusy, ExecutionError, ExecutionNotFound, IncompatibleSnapshot
+from flat.errors import (
+    BackendError,
+    DefinitionError,
+    ExecutionBusy,
+    ExecutionError,
+    ExecutionNotFound,
+    IncompatibleSnapshot,
+)
 from flat.hooks import Observer, Observers
 from flat.runtime.machine import HooksOfRun, Machine, program_of
 
@@ -168,6 +175,8 @@ class Runtime:
         execution_id = execution_id or str(uuid.uuid4())
         hooks = HooksOfRun(machine)
         limits = hooks.program.limits
+        if input is not None and not isinstance(input, Mapping):
+            raise DefinitionError(f"the input of a machine is a mapping, not {type(input).__name__}")
         event = Started(settle(input or {}), self.clock.now())
         snapshot = begin(
             hooks.program,

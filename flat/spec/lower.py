@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -55,6 +56,8 @@ class Lowering:
         data = self.data
         lifecycle = _hook_refs(data.lifecycle_hooks, "machine") or self.shared_hooks
         nodes = {name: self.node(name, state) for name, state in data.states.items()}
+        if self.lenient:
+            nodes |= {name: self.node(name, State()) for name in _targets(data) if name not in nodes}
         initial = data.initial
         if lifecycle:
             start = (Hook(point="machine_start", key="machine_start"), Branch(arms=(Arm(None, initial),)))
@@ -91,7 +94,8 @@ class Lowering:
         ops = list(self.ops(name, state))
         if hooks:
             ops.insert(0, Hook(point="state_enter", key="enter"))
-            ops.insert(len(ops) - 1, Hook(point="state_exit", key="exit"))
+            leaving = next(i for i, op in enumerate(ops) if isinstance(op, Branch | Finish))
+            ops.insert(leaving, Hook(point="state_exit", key="exit"))
             ops = [_steered(op) for op in ops]
         return Node(
             name=name,
@@ -120,6 +124,8 @@ class Lowering:
             ops.append(Finish(output=output))
         elif state.transitions:
             ops.append(self.branch(state, at))
+            if self.lenient:  # the seed system ends there, empty-handed
+                ops.append(Finish(output=self.mapping({}, *at)))
         else:
             ops.append(Finish(output=self.mapping({}, *at)))
         return ops
@@ -150,7 +156,7 @@ class Lowering:
                 text = transition.condition if isinstance(transition.condition, str) else "false"
                 condition = Condition(text, self.source.locate(*at, "transitions", i, "condition"))
             arms.append(Arm(condition, transition.to))
-        return Branch(arms=tuple(arms))
+        return Branch(arms=tuple(arms), open_ended=self.lenient)
 
     def timeout(self, name: str, state: State) -> float | None:
         if state.timeout is None or isinstance(state.timeout, int | float):
@@ -173,8 +179,16 @@ class Lowering:
         return compiled
 
 
+def _targets(data: MachineData) -> list[str]:
+    """Every state that a transition or an `on_error` names, whether it is there or not."""
+    named = [t.to for state in data.states.values() for t in state.transitions]
+    return list(
+        dict.fromkeys([*named, *(to for s in data.states.values() for to in s.error_targets.values())])
+    )
+
+
 def _steered(op: AnyOp) -> AnyOp:
-    return Branch(arms=op.arms, steered=True) if isinstance(op, Branch) else op
+    return replace(op, steered=True) if isinstance(op, Branch) else op
 
 
 def _strategy(state: State) -> Strategy:

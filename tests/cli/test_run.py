@@ -11,6 +11,15 @@ import pytest
 if TYPE_CHECKING:
     from tests.cli.conftest import Project
 
+HEAD = 'spec: flatmachine\nspec_version: "4.2.1"\ndata:\n  name: small\n  context: {n: 1}\n  states:\n'
+LOOPING = HEAD + "    again: {transitions: [{to: again}]}\n  settings: {max_steps: 3}\n"
+WAITING = HEAD + "    ask: {wait_for: answers, transitions: [{to: done}]}\n    done: {type: final}\n"
+STUCK = (
+    HEAD
+    + '    ask:\n      transitions:\n        - {condition: "context.n == 2", to: done}\n    done: {type: final}\n'
+)
+FAILING = STUCK
+
 
 def test_a_run_that_is_done_prints_its_output_and_ends_with_0(project: Project) -> None:
     result = project.flat("run", ".")
@@ -93,10 +102,10 @@ def test_a_state_that_takes_too_long_ends_with_7(project: Project) -> None:
 
 
 def test_an_id_that_is_taken_ends_with_8_and_names_the_command(project: Project) -> None:
-    project.flat("run", ".", "--id", "x")
+    project.flat("run", ".", "--id", "x", "--max-steps", "1")
     result = project.flat("run", ".", "--id", "x")
     assert result.code == 8
-    assert "flat resume x" in result.err
+    assert "go on with it: flat resume x" in result.err
 
 
 def test_a_finished_execution_is_not_resumed(project: Project) -> None:
@@ -167,6 +176,8 @@ def test_inputs_are_text_json_files_or_objects(project: Project) -> None:
         (["-i", "{nope"], "--input is not JSON"),
         (["-i", "n:=three"], "--input n:= is not JSON"),
         (["-i", "n:=NaN"], "NaN is not a JSON value"),
+        (["-i", "n:=1e999"], "1e999 is too large for a number"),
+        (["-i", "n:=" + "[" * 100_000], "nested too deeply"),
         (["-i", "@missing.json"], "cannot read missing.json"),
         (["-i", "@flat.toml"], "is not JSON"),
         (["--max-steps", "many"], "'--max-steps'"),
@@ -226,3 +237,64 @@ def test_a_bug_is_called_one_and_shows_its_traceback_only_when_asked(
     assert "this is a bug in flat: RuntimeError: impossible" in result.err
     assert "Traceback" not in result.err
     assert "Traceback" in project.flat("runs", "list", "-v").err
+
+
+def test_an_id_of_a_finished_run_is_not_said_to_go_on(project: Project) -> None:
+    project.flat("run", ".", "--id", "x")
+    result = project.flat("run", ".", "--id", "x")
+    assert result.code == 8
+    assert "it is done; see flat runs show x" in result.err
+
+
+@pytest.mark.parametrize(
+    ("machine", "code"),
+    [(LOOPING, 6), (WAITING, 4), (FAILING, 1)],
+    ids=["limit", "waiting", "failed"],
+)
+def test_of_a_run_that_is_kept_nowhere_no_command_is_said_to_go_on(
+    project: Project, machine: str, code: int
+) -> None:
+    project.write(machine=machine)
+    result = project.flat("run", ".", "--store", "memory:")
+    assert result.code == code
+    assert "flat resume" not in result.err
+    assert "flat runs" not in result.err
+    assert "flat signal" not in result.err
+
+
+def test_a_transition_that_is_missing_is_shown_with_its_place(project: Project) -> None:
+    project.write(machine=STUCK)
+    result = project.flat("run", ".", "-q")
+    assert result.code == 1
+    assert result.err.startswith(
+        'error: Stuck in state "ask": machine.yml:9:23: no transition of state "ask" matched, and it is not final\n'
+        ' 9 |         - {condition: "context.n == 2", to: done}\n'
+    )
+    assert project.flat("run", ".", "-q", "--compat").out == "{}\n"
+
+
+@pytest.mark.parametrize(
+    ("action", "words"),
+    [("leave", "SystemExit: 3"), ("store", "context.o.deep[0] holds a builtins.object")],
+)
+def test_what_breaks_a_run_off_is_said_with_its_state_and_how_to_go_on(
+    project: Project, action: str, words: str
+) -> None:
+    (project.folder / "hooks.py").write_text(
+        project.HOOKS
+        + "    def leave(self, context):\n        raise SystemExit(3)\n"
+        + "    def store(self, context):\n        context['o'] = {'deep': [object()]}\n"
+    )
+    project.write(machine=project.one_action(action))
+    result = project.flat("run", ".", "-q", "--id", "x")
+    assert result.code == 1
+    assert result.err.startswith('error: in state "act": ')
+    assert words in result.err
+    assert "continue with: flat resume x" in result.err
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("store", ["sqlite:///x.db?synchronous=OFF", "sqlite://host", "file:", "redis://x"])
+def test_a_store_that_is_named_wrongly_is_bad_usage(project: Project, store: str) -> None:
+    assert project.flat("run", ".", "--store", store).code == 2
+    assert project.flat("runs", "list", "--store", store).code == 2

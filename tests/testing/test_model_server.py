@@ -127,7 +127,9 @@ def test_the_peak_of_parallel_calls_is_counted() -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        assert (model.calls, model.peak, model.in_flight) == (5, 5, 0)
+        assert (model.calls, model.peak) == (5, 5)
+        # An answer arrives before its server is done with it.
+        assert model.wait_until(lambda m: m.in_flight == 0, timeout=10)
 
 
 def test_a_function_answers_and_its_errors_are_told() -> None:

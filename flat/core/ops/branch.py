@@ -9,7 +9,7 @@ from flat.core.condition import Condition
 from flat.core.effects import RunHook
 from flat.core.events import Done, Failed, Steered
 from flat.core.failure import Failure
-from flat.core.op import Answer, Block, Goto, Raise, View
+from flat.core.op import Answer, Block, Goto, Next, Raise, View
 
 
 class Arm(NamedTuple):
@@ -22,6 +22,8 @@ class Arm(NamedTuple):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Branch:
     arms: tuple[Arm, ...]
+    open_ended: bool = False
+    """Go on with what follows when no condition holds, instead of failing."""
     steered: bool = False
     """True when a hook may redirect the transition; then taking it is an effect."""
     key: str = "branch"
@@ -32,12 +34,21 @@ class Branch:
         for condition, target in self.arms:
             if condition is None or condition.test(scope):
                 return self._steer(here, target) if self.steered else Goto(target)
-        return Raise(
-            Failure(
-                type="Stuck",
-                message=f'no transition of state "{here.node}" matched, and it is not final; '
-                "add a last transition without a condition",
-            )
+        if self.open_ended:
+            return Next()
+        return Raise(self._stuck(here.node))
+
+    def _stuck(self, node: str) -> Failure:
+        """What is told when no arm was taken, with the place of the last condition that did not hold."""
+        said = f'no transition of state "{node}" matched, and it is not final'
+        hint = "add a last transition without a condition"
+        place = next((c.location for c, _ in reversed(self.arms) if c is not None and c.location), None)
+        told = f"{place}: {said}\n{place.snippet()}" if place and place.text else said
+        return Failure(
+            type="Stuck",
+            message=f"{said}; {hint}",
+            location=str(place or ""),
+            detail=f"{told}\n  help: {hint}",
         )
 
     def _steer(self, here: View, target: str) -> Answer:
