@@ -6,12 +6,18 @@
     │   ├── UnknownName         a name that nothing answers to
     │   └── ExpressionError     a template or condition that does not compile or evaluate
     ├── BindingError            a name with no Python behind it
+    ├── TreeError               a tree of nodes; `code` says what is wrong with it
+    │   ├── CharterError        a charter, or a part of one, that cannot be (also a DefinitionError)
+    │   ├── CharterMismatch     stored data that the charter cannot take; carries every problem with its path
+    │   ├── StateError          a state that its schema refuses
+    │   └── CallRefused         a call, a transition or a command that cannot be done; the model is told why
     ├── ExecutionError          a run failed
     │   ├── AgentFailed         ├── ToolFailed       ├── ActionFailed    ├── HookFailed
     │   ├── DeadlineExceeded    ├── LimitExceeded    └── Stuck
     └── BackendError            storage or coordination
         ├── ExecutionNotFound   ├── ExecutionBusy    ├── StaleSnapshot ── SignalGone
-        ├── IncompatibleSnapshot                     ├── NotStorable  └── BadStoreURL
+        ├── IncompatibleSnapshot                     ├── NotStorable  ├── BadStoreURL
+        └── WorkItemNotFound    └── WorkerNotFound   └── WorkNotHeld
 
 Waiting is a status, not an error. Inside a snapshot a failure is data (`core.failure`).
 Errors keep their facts as attributes and survive pickling.
@@ -212,6 +218,44 @@ class BindingError(FlatError):
         super().__init__(f'no {kind} is registered under the name "{name}"' + (f": {tail}" if tail else ""))
 
 
+class TreeError(FlatError):
+    """Something is wrong with a tree of nodes. `code` is stable; the message says what to do."""
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code, self.message = code, message
+        super().__init__(message)
+
+
+class CharterError(TreeError, DefinitionError):
+    """A charter, node, pack, tool, transition or command that cannot be as it is written."""
+
+    exit_code = 3
+
+
+class CharterMismatch(TreeError):
+    """What is stored does not fit the charter. `problems` holds `(path, ref, message)` of each, in order."""
+
+    exit_code = 3
+
+    def __init__(self, problems: Sequence[tuple[str, str, str]], code: str = "unknown_ref") -> None:
+        self.problems = tuple(problems)
+        super().__init__(code, "\n".join(f"{path}: {message}" for path, _, message in self.problems))
+
+
+class StateError(TreeError):
+    """A state that its schema refuses. `errors` holds `(path, message)` of each fault."""
+
+    def __init__(
+        self, message: str, errors: Sequence[tuple[str, str]] = (), code: str = "state_patch_invalid"
+    ) -> None:
+        self.errors = tuple(errors)
+        super().__init__(code, message)
+
+
+class CallRefused(TreeError):
+    """A tool call, transition or command that cannot be done. The tree is unchanged."""
+
+
 class ExecutionError(FlatError):
     """A run failed. `type` is the failure's name as `on_error` sees it."""
 
@@ -360,3 +404,36 @@ class NotStorable(BackendError):
         super().__init__(
             f"{path} holds a {value_type}, which cannot be stored" + (f"; {hint}" if hint else "")
         )
+
+
+class WorkItemNotFound(BackendError, KeyError):
+    """No job has this id in its pool; a completed one is gone, unless results are kept."""
+
+    exit_code = 9
+    __str__ = Exception.__str__
+
+    def __init__(self, item_id: str, pool: str = "") -> None:
+        self.item_id, self.pool = item_id, pool
+        super().__init__(f"Work item {item_id} not found" + (f' in pool "{pool}"' if pool else ""))
+
+
+class WorkNotHeld(BackendError):
+    """A job is not in the hands of the worker that wants to end it. Nothing was changed."""
+
+    exit_code = 8
+
+    def __init__(self, item_id: str, why: str, worker_id: str = "") -> None:
+        self.item_id, self.worker_id = item_id, worker_id
+        who = f"worker {worker_id} does not hold job {item_id}" if worker_id else f"job {item_id} is not to be had"
+        super().__init__(f"{who}: {why}")
+
+
+class WorkerNotFound(BackendError, KeyError):
+    """No worker is registered under this id."""
+
+    exit_code = 9
+    __str__ = Exception.__str__
+
+    def __init__(self, worker_id: str) -> None:
+        self.worker_id = worker_id
+        super().__init__(f"Worker {worker_id} not found; register it first")

@@ -12,22 +12,31 @@ from typing import TYPE_CHECKING, Any
 from flat.agents.protocol import Agent, AgentRequest, AgentResult, Usage
 
 if TYPE_CHECKING:
-    from flat.agents.bundle import (
-        ModelAgent,
-        build_agent,
-        check_agent,
-        missing_environment,
-        required_environment,
-    )
+    from flat.agents.bundle import build_agent, check_agent, missing_environment, required_environment
     from flat.agents.litellm import LiteLLMClient
     from flat.agents.llm_thread import aclose, close, prefetch
+    from flat.agents.mcp import MCPToolProvider
+    from flat.agents.model_agent import ModelAgent
     from flat.agents.profiles import Catalogue, read_catalogue, resolve_profile
+    from flat.agents.tool_loop import (
+        AggregateUsage,
+        Guardrails,
+        SteeringProvider,
+        StopReason,
+        ToolLoopAgent,
+        ToolLoopResult,
+    )
+    from flat.agents.tools import SimpleToolProvider, Tool, ToolProvider, ToolResult
 
 _HOMES = {
-    "bundle": "ModelAgent build_agent check_agent missing_environment required_environment",
+    "bundle": "build_agent check_agent missing_environment required_environment",
     "litellm": "LiteLLMClient",
     "llm_thread": "aclose close prefetch",
+    "mcp": "MCPToolProvider",
+    "model_agent": "ModelAgent",
     "profiles": "Catalogue read_catalogue resolve_profile",
+    "tool_loop": "AggregateUsage Guardrails SteeringProvider StopReason ToolLoopAgent ToolLoopResult",
+    "tools": "SimpleToolProvider Tool ToolProvider ToolResult",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 
@@ -35,9 +44,20 @@ __all__ = [
     "Agent",
     "AgentRequest",
     "AgentResult",
+    "AggregateUsage",
     "Catalogue",
+    "Guardrails",
     "LiteLLMClient",
+    "MCPToolProvider",
     "ModelAgent",
+    "SimpleToolProvider",
+    "SteeringProvider",
+    "StopReason",
+    "Tool",
+    "ToolLoopAgent",
+    "ToolLoopResult",
+    "ToolProvider",
+    "ToolResult",
     "Usage",
     "aclose",
     "build_agent",

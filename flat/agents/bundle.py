@@ -9,120 +9,32 @@ read by the loader; what comes here are mappings, with a `prompt:` path replaced
 
 from __future__ import annotations
 
-import json
-import math
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from flat.agents.credentials import missing_variables, needed_variables
+from flat.agents.external_agent import ExternalAgent
 from flat.agents.litellm import LiteLLMClient
+from flat.agents.mcp import MCPToolProvider, McpTools, serves_mcp
+from flat.agents.model_agent import REPAIRS, Client, ModelAgent
 from flat.agents.output import OutputSchema
 from flat.agents.profiles import Catalogue, check_catalogue, read_catalogue, resolve_profile
 from flat.agents.prompts import Locate, Prompts
-from flat.agents.protocol import AgentRequest, AgentResult, Message, Usage
-from flat.errors import AgentFailed, DefinitionError, SpecError
+from flat.agents.protocol import add_usage as add_usage
+from flat.agents.tools import check_definitions
+from flat.errors import DefinitionError, SpecError
 
-_REPAIRS = 2
-_SHOWN = 400
-_REPAIR = (
-    "Your answer cannot be used: {problems}.\n"
-    "Answer again, with nothing but one JSON object that fits this schema:\n{schema}"
-)
 _SCOPE_KEYS = (
     "name", "temperature", "max_tokens", "top_p", "top_k", "frequency_penalty", "presence_penalty", "seed",
     "base_url",
 )  # fmt: skip
 
+_TASK = "{{ input.task if 'task' in input else input.prompt }}"
+_MOST_REPAIRS = 10
+_HIDDEN = ("api_key", "token", "token_command", "oauth")
+
 Config = Mapping[str, Any]
-
-
-class ModelAgent:
-    """An agent that renders its prompts, asks its model, and checks the answer. It keeps no conversation."""
-
-    def __init__(
-        self,
-        *,
-        name: str,
-        prompts: Prompts,
-        client: LiteLLMClient,
-        output: OutputSchema | None = None,
-        tools: Sequence[Mapping[str, Any]] = (),
-        metadata: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.name = name
-        self.metadata = dict(metadata or {})
-        self._prompts, self._client, self._output, self._tools = prompts, client, output, tuple(tools)
-
-    @property
-    def model(self) -> str:
-        """The full name of the model it asks."""
-        return self._client.model
-
-    async def call(self, request: AgentRequest) -> AgentResult:
-        """Answer the request; see `flat.agents.protocol.Agent`."""
-        messages, rendered = self._prompts.messages(request)
-        tools = self._tools if request.tools is None else request.tools
-        if self._output is None or tools:
-            result = await self._ask(request, messages, tools, request.timeout)
-        else:
-            result = await self._structured(request, messages, self._output)
-        return replace(result, rendered_user_prompt=rendered, metadata=self.metadata)
-
-    async def _ask(
-        self,
-        request: AgentRequest,
-        messages: Sequence[Message],
-        tools: Sequence[Mapping[str, Any]],
-        timeout: float | None,
-        turn: int = 0,
-    ) -> AgentResult:
-        key = request.idempotency_key
-        return await self._client.complete(
-            messages,
-            tools=tools,
-            response_format=self._output.response_format() if self._output and not tools else None,
-            timeout=timeout,
-            on_token=request.on_token,
-            idempotency_key=f"{key}/repair/{turn}" if key and turn else key,
-        )
-
-    async def _structured(
-        self, request: AgentRequest, messages: Sequence[Message], schema: OutputSchema
-    ) -> AgentResult:
-        """Ask, and let the model put its answer right a few times; what all turns spent is summed."""
-        seconds = min(self._client.timeout, math.inf if request.timeout is None else request.timeout)
-        deadline, spent = time.monotonic() + seconds, Usage()
-        for turn in range(1 + _REPAIRS):
-            try:
-                left = seconds if turn == 0 else deadline - time.monotonic()
-                result = await self._ask(request, messages, (), left, turn)
-            except AgentFailed as failure:
-                failure.usage = spent if turn else failure.usage
-                raise
-            spent = add_usage(spent, result.usage) if turn else result.usage
-            value, problems = schema.read(result.content)
-            if not problems:
-                return replace(result, output=value, usage=spent)
-            if result.finish_reason in ("length", "content_filter"):
-                break
-            messages = [*messages, *_repair_turn(result.content, problems, schema)]
-        raise self._invalid(result, problems, spent)
-
-    def _invalid(self, result: AgentResult, problems: Sequence[str], spent: Usage) -> AgentFailed:
-        answer = result.content or ""
-        shown = answer if len(answer) <= _SHOWN else f"{answer[:_SHOWN]}…"
-        filtered, cut = result.finish_reason == "content_filter", result.finish_reason == "length"
-        return AgentFailed(
-            f'agent "{self.name}" ({self.model}): the answer does not fit its output schema: '
-            f"{'; '.join(problems)}. The answer was: {shown!r}",
-            code="content_filter" if filtered else "invalid_output",
-            retryable=not filtered,
-            hint="the answer was cut off at its token limit: raise `max_tokens`" if cut else "",
-            rate_limit=result.rate_limit,
-            usage=spent,
-        )
 
 
 def build_agent(
@@ -132,30 +44,69 @@ def build_agent(
     name: str = "",
     locate: Locate | None = None,
     overrides: Config | None = None,
+    directory: Path | str | None = None,
+    tool_provider: MCPToolProvider | None = None,
     compat: bool = False,
-) -> ModelAgent:
+) -> ModelAgent | ExternalAgent:
     """The agent that a config describes.
 
     `catalogue` is a parsed profile file. `overrides` are model settings that win over every profile.
-    `locate` tells where a key of the prompt is written. With `compat` an unknown profile name falls back
-    to the default profile, and what is undefined in a prompt renders as nothing.
+    `locate` tells where a key of the prompt is written. Files that settings name are relative to `directory`.
+    `tool_provider` is asked in place of the built-in MCP client. With `compat` an unknown profile name falls
+    back to the default profile, what is undefined in a prompt renders as nothing, and an answer that does not
+    fit its output schema is an output all the same.
     Raises `DefinitionError`; needs no litellm and no keys yet.
     """
     data, metadata = _unwrap(config, name)
     prompt = _prompt(data, name)
     known = name or str(prompt.get("name") or data.get("name") or metadata.get("name") or "unnamed-agent")
     settings = {**_settings(data, catalogue, known, compat), **(overrides or {})}
+    if settings.get("type"):
+        return ExternalAgent(
+            settings,
+            Path.cwd() if directory is None else Path(directory),
+            name=known,
+            prompts=Prompts(prompt, _scope(settings), locate, compat=compat),
+            has_output=bool(prompt.get("output")),
+            metadata=metadata,
+        )
+    client = _client(settings, known, directory)
+    mcp = None
     if prompt.get("mcp"):
-        raise SpecError(f'agent "{known}": `mcp` is not available in this version', _at(locate, "mcp"))
-    client = LiteLLMClient(settings, name=known)
+        provider = tool_provider if serves_mcp(tool_provider) else None
+        mcp = McpTools(prompt["mcp"], known, locate=locate, compat=compat, provider=provider)
     return ModelAgent(
         name=known,
-        prompts=Prompts(prompt, _model_scope(client), locate, compat=compat),
+        prompts=Prompts(prompt, _scope(client.settings, client.model), locate, compat=compat),
         client=client,
         output=OutputSchema(prompt["output"], known) if prompt.get("output") else None,
-        tools=prompt.get("tools") or (),
+        repairs=_repairs(prompt, known, locate),
+        tools=check_definitions(prompt.get("tools"), f'agent "{known}"'),
+        mcp=mcp,
         metadata=metadata,
+        compat=compat,
     )
+
+
+def _client(settings: Config, name: str, directory: Path | str | None) -> Client:
+    backend = settings.get("backend")
+    if backend in ("codex", "copilot"):
+        from flat.agents.subscription import SubscriptionClient
+
+        return SubscriptionClient(settings, name=name, directory=directory)
+    return LiteLLMClient(settings, name=name)
+
+
+def _repairs(prompt: Config, name: str, locate: Locate | None) -> int:
+    told = prompt.get("output_repairs")
+    if told is None:
+        return REPAIRS
+    if not isinstance(told, int) or isinstance(told, bool) or not 0 <= told <= _MOST_REPAIRS:
+        raise SpecError(
+            f'agent "{name}": `output_repairs` is {told!r}; give a whole number from 0 to {_MOST_REPAIRS}',
+            _at(locate, "output_repairs"),
+        )
+    return told
 
 
 def check_agent(
@@ -200,28 +151,6 @@ def model_settings(
     return _model_settings(config, catalogue, name, None)
 
 
-def add_usage(first: Usage, second: Usage) -> Usage:
-    """The sum of two calls; its cost is known only if both are, and its source is the less certain one."""
-    certainty = ("unknown", "estimate", "provider", "free")
-    costs = (first.cost, second.cost)
-    return Usage(
-        input_tokens=first.input_tokens + second.input_tokens,
-        output_tokens=first.output_tokens + second.output_tokens,
-        cache_read_tokens=first.cache_read_tokens + second.cache_read_tokens,
-        cache_write_tokens=first.cache_write_tokens + second.cache_write_tokens,
-        api_calls=first.api_calls + second.api_calls,
-        cost=None if None in costs else sum(c for c in costs if c is not None),
-        cost_source=min(first.cost_source, second.cost_source, key=certainty.index),
-    )
-
-
-def _repair_turn(content: str | None, problems: Sequence[str], schema: OutputSchema) -> list[Message]:
-    wanted = json.dumps(schema.json_schema, ensure_ascii=False)
-    asked = {"role": "user", "content": _REPAIR.format(problems="; ".join(problems), schema=wanted)}
-    # Some providers refuse an empty assistant message.
-    return [{"role": "assistant", "content": content}, asked] if content else [asked]
-
-
 def _model_settings(
     config: Config, catalogue: Config | Catalogue | None, name: str, overrides: Config | None
 ) -> dict[str, Any]:
@@ -233,7 +162,7 @@ def _unwrap(config: Config, name: str) -> tuple[Config, Config]:
     """`data` and `metadata` of an agent file, an inline agent, or a typed reference to one."""
     kind = config.get("type", "flatagent")
     if kind != "flatagent":
-        raise SpecError(f'agent "{name}": agents of type "{kind}" are not available in this version')
+        return _typed(config), {}
     if "type" in config and isinstance(config.get("config"), Mapping):
         config = config["config"]
     if config.get("spec", "flatagent") != "flatagent":
@@ -243,6 +172,16 @@ def _unwrap(config: Config, name: str) -> tuple[Config, Config]:
     if "spec" in config and not isinstance(data, Mapping):
         raise SpecError(f'agent "{name}": missing "data", a mapping')
     return data, metadata if isinstance(metadata, Mapping) else {}
+
+
+def _typed(config: Config) -> Config:
+    """A typed reference, as the bundle it stands for: its task is the prompt, itself the profile."""
+    inner = config.get("config")
+    options = dict(inner) if isinstance(inner, Mapping) else {}
+    kept = {k: v for k, v in config.items() if k in ("type", "ref") and v is not None}
+    # A catalogue of its own: what the project's profiles say of models does not concern another program.
+    only = {"spec": "flatprofile", "data": {"model_profiles": {"typed": {**options, **kept}}}}
+    return {"prompt": {"user": _TASK}, "profile": only}
 
 
 def _is_bundle(data: Config) -> bool:
@@ -263,7 +202,7 @@ def _prompt(data: Config, name: str) -> Config:
 
 
 def _settings(data: Config, catalogue: Config | Catalogue | None, name: str, compat: bool) -> dict[str, Any]:
-    """The model settings, resolved; only settings of language models are understood."""
+    """The settings of a model, or of the program that runs one, resolved."""
     reference: Any = data.get("profile") if _is_bundle(data) else data.get("model")
     if _is_bundle(data) and not (reference and isinstance(reference, str | Mapping)):
         raise SpecError(f'agent "{name}": Invalid profile reference: {reference!r}')
@@ -271,10 +210,12 @@ def _settings(data: Config, catalogue: Config | Catalogue | None, name: str, com
         settings = _only_profile(read_catalogue(reference), name)
     else:
         settings = resolve_profile(read_catalogue(catalogue), reference, compat=compat)
-    if settings.get("type"):
-        kind = settings["type"]
-        raise SpecError(f'agent "{name}": profiles of type "{kind}" are not available in this version')
     return settings
+
+
+def profile_settings(document: Config, name: str = "") -> dict[str, Any]:
+    """What a catalogue means as a profile, all by itself."""
+    return _only_profile(read_catalogue(document), name)
 
 
 def _only_profile(inline: Catalogue, name: str) -> dict[str, Any]:
@@ -286,10 +227,11 @@ def _only_profile(inline: Catalogue, name: str) -> dict[str, Any]:
     return resolve_profile(inline, next(iter(inline.profiles)))
 
 
-def _model_scope(client: LiteLLMClient) -> dict[str, Any]:
+def _scope(settings: Config, name: str | None = None) -> dict[str, Any]:
     """What prompts see as `model`: the settings without secrets; the usual ones perhaps None."""
-    settings = {k: v for k, v in client.settings.items() if k != "api_key"}
-    return {**dict.fromkeys(_SCOPE_KEYS), **settings, "name": client.model}
+    shown = {k: v for k, v in settings.items() if k not in _HIDDEN}
+    full = name or str(settings.get("model") or settings.get("ref") or settings.get("type"))
+    return {**dict.fromkeys(_SCOPE_KEYS), **shown, "name": full}
 
 
 def _at(locate: Locate | None, key: str) -> Any:

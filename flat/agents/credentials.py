@@ -41,6 +41,8 @@ _OWN_MACHINE = ("local", "ollama", "ollama_chat", "lm_studio", "llamafile")
 _FAMILIES = {"openai": re.compile(r"(gpt-|o[134](-|$)|chatgpt-)"), "anthropic": re.compile(r"claude-")}
 _SECRET = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
 _PLACEHOLDER = "none"
+_SUBSCRIPTIONS = ("codex", "copilot")
+_KEY_SETTINGS = ("api_key", "token", "token_command")
 
 
 def provider(config: Mapping[str, Any]) -> str | None:
@@ -78,7 +80,9 @@ def needed_variables(
 ) -> list[tuple[str, ...]]:
     """The environment variables these settings need; of each tuple, one is enough."""
     named = [(match,) for value in config.values() for match in _references(value)]
-    key_is_told = bool(config.get("api_key")) or is_loopback(base_url(config, environ))
+    told = any(config.get(key) for key in _KEY_SETTINGS)
+    # Subscriptions have credentials of their own, of which `subscription` knows.
+    key_is_told = told or config.get("backend") in _SUBSCRIPTIONS or is_loopback(base_url(config, environ))
     by_table = () if key_is_told else _KEYS.get(provider(config) or "", ())
     told_base = bool(config.get("base_url") or config.get("api_base"))
     return named + [names for names in by_table if not (told_base and names[0].endswith("_BASE"))]
@@ -107,7 +111,12 @@ def require_credentials(config: Mapping[str, Any], agent: str) -> None:
 def placeholder_key(config: Mapping[str, Any]) -> str | None:
     """A key for a server on this machine that asks for none: clients insist on sending one."""
     names = _KEYS.get(provider(config) or "", ())
-    has_key = config.get("api_key") or any(os.environ.get(n) for alternatives in names for n in alternatives)
+    has_key = (
+        config.get("api_key")
+        or config.get("token_command")
+        or config.get("token")
+        or any(os.environ.get(n) for alternatives in names for n in alternatives)
+    )
     return _PLACEHOLDER if is_loopback(base_url(config)) and not has_key else None
 
 

@@ -87,7 +87,7 @@ def classify(error: BaseException, status: int | None, headers: Mapping[str, str
     known = _by_class(names, str(error), status, headers)
     if known is not None:
         return known
-    return _by_status(status) if status is not None else _unanswered(error, names, headers)
+    return by_status(status) if status is not None else _unanswered(error, names, headers)
 
 
 def _by_class(names: set[str], text: str, status: int | None, headers: Mapping[str, str]) -> Verdict | None:
@@ -113,7 +113,10 @@ def _by_class(names: set[str], text: str, status: int | None, headers: Mapping[s
     return None
 
 
-def _by_status(status: int) -> Verdict:
+def by_status(status: int) -> Verdict:
+    """The verdict when there is nothing but an HTTP status."""
+    if status == 429:
+        return Verdict("rate_limit", True)
     if status in (401, 403):
         return _AUTH
     if status == 404:

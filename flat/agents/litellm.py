@@ -28,19 +28,21 @@ from flat.agents.failures import agent_failure
 from flat.agents.profiles import model_name
 from flat.agents.protocol import AgentResult, Message, Usage
 from flat.agents.ratelimits import build_rate_limit_state, lower_headers, telling_headers
-from flat.errors import AgentFailed, BackendError, SpecError
+from flat.agents.tokens import Tokens
+from flat.errors import AgentFailed, BackendError, SpecError, did_you_mean
 
 DEFAULT_TIMEOUT = 600.0
 """Seconds for a whole call when neither the caller nor the profile says otherwise."""
 
 _NOT_SENT = {
     "name", "provider", "profile", "backend", "oauth", "base_url", "stream", "stream_options", "timeout",
-    "max_retries", "num_retries", "type",
+    "max_retries", "num_retries", "type", "token", "token_command", "token_seconds",
 }  # fmt: skip
 _FINISH = {
     "stop": "stop", "end_turn": "stop", "length": "length", "max_tokens": "length", "tool_calls": "tool_use",
     "tool_use": "tool_use", "function_call": "tool_use", "content_filter": "content_filter",
 }  # fmt: skip
+_BACKENDS = ("litellm", "aisuite")  # whatever aisuite reaches, litellm does too
 _SCHEMA_NOTE = "Answer with nothing but JSON that fits this JSON schema:\n"
 
 
@@ -59,12 +61,14 @@ class LiteLLMClient:
                 f'agent "{name}" has no model: give it a `model`, a `profile`, or a default profile'
             )
         backend = settings.get("backend")
-        if backend not in (None, "litellm"):
+        if backend not in (None, *_BACKENDS):
+            known = [*_BACKENDS, "codex", "copilot"]
             raise SpecError(
-                f'agent "{name}": backend "{backend}" is not available in this version; use "litellm"'
+                f'agent "{name}": Unknown backend "{backend}"; {did_you_mean(str(backend), known)}'
             )
         self.model: str = model
         self.timeout = float(settings.get("timeout") or DEFAULT_TIMEOUT)
+        self._tokens = Tokens.of(settings, name)
         self._knows_schemas = True
 
     async def complete(
@@ -76,6 +80,7 @@ class LiteLLMClient:
         timeout: float | None = None,
         on_token: Callable[[str], None] | None = None,
         idempotency_key: str = "",
+        session_id: str | None = None,
     ) -> AgentResult:
         """One request to the model; two when it turns out not to know JSON schemas.
 
@@ -122,7 +127,7 @@ class LiteLLMClient:
             async with asyncio.timeout(seconds):
                 # Its own timeout comes later, so that ours is the one that is reported.
                 arguments = {**arguments, "timeout": seconds + 5}
-                return await self._with_format(litellm, arguments, response_format, emit)
+                return await self._with_token(litellm, arguments, response_format, emit)
         except TimeoutError:
             raise self._too_late(seconds) from None
 
@@ -134,6 +139,22 @@ class LiteLLMClient:
             return await asyncio.to_thread(endpoint, self.settings)
         except BackendError as error:
             raise AgentFailed(f'agent "{self.name}": {error}', code="model_unavailable") from error
+
+    async def _with_token(
+        self, litellm: Any, arguments: dict[str, Any], wanted: Mapping[str, Any] | None, emit: Any
+    ) -> AgentResult:
+        if self._tokens is None:
+            return await self._with_format(litellm, arguments, wanted, emit)
+        token = await self._tokens.get()
+        try:
+            return await self._with_format(litellm, {**arguments, "api_key": token}, wanted, emit)
+        except AgentFailed as failure:
+            if failure.status_code not in (401, 403):
+                raise
+            another = await self._tokens.get(refused=token)
+            if another == token:
+                raise
+        return await self._with_format(litellm, {**arguments, "api_key": another}, wanted, emit)
 
     async def _with_format(
         self, litellm: Any, arguments: dict[str, Any], wanted: Mapping[str, Any] | None, emit: Any
@@ -174,7 +195,7 @@ class LiteLLMClient:
         except (AgentFailed, TimeoutError):
             raise
         except Exception as error:
-            secrets = secrets_of(self.settings)
+            secrets = (*secrets_of(self.settings), *filter(None, [arguments.get("api_key")]))
             url = arguments.get("api_base") or base_url(self.settings)
             raise agent_failure(error, agent=self.name, model=self.model, url=url, secrets=secrets) from error
 
@@ -211,6 +232,7 @@ class LiteLLMClient:
             tool_calls=tuple(_tool_call(c) for c in choice.message.tool_calls or ()),
             rate_limit=build_rate_limit_state(headers),
             provider_data={"model": response.model or self.model, "raw_headers": telling_headers(headers)},
+            raw=response,
         )
 
     def _usage(self, response: Any, *, streamed: bool) -> Usage:

@@ -39,26 +39,39 @@ class Prompts:
         self._suffix = compiled("instruction_suffix")
         self._post = compiled("post_history_instructions", "", "context")
         self._model = dict(model)
+        self._says_system = data.get("system") is not None
 
-    def messages(self, request: AgentRequest) -> tuple[list[Message], str | None]:
-        """The messages to send, and the user prompt as it was rendered for them.
-
-        The system prompt always leads, even when empty or when the history has one. The user prompt ends
-        them, unless the call merely continues a history without new input.
-        """
+    def texts(self, request: AgentRequest) -> tuple[str | None, str]:
+        """The system prompt, if the agent has one of its own, and the user prompt; for agents without messages."""
         scope: dict[str, Any] = {
             "input": request.input,
             "model": self._model,
             "tools": [],
             "tools_prompt": "",
         }
+        system = str(self._system.render(scope)) if self._says_system else None
+        return system, self._user_prompt(scope)
+
+    def messages(
+        self, request: AgentRequest, tools: Sequence[Any] = (), tools_prompt: str = ""
+    ) -> tuple[list[Message], str | None]:
+        """The messages to send, and the user prompt as it was rendered for them.
+
+        The system prompt always leads, even when empty or when the history has one. The user prompt ends
+        them, unless the call merely continues a history.
+        """
+        scope: dict[str, Any] = {
+            "input": request.input,
+            "model": self._model,
+            "tools": list(tools),
+            "tools_prompt": tools_prompt,
+        }
         messages: list[Message] = [{"role": "system", "content": self._system.render(scope)}]
         messages += request.messages or ()
         rendered: str | None = None
-        if request.input or not request.messages:
-            user = self._user_prompt(scope)
-            messages.append({"role": "user", "content": user})
-            rendered = None if request.messages is not None and not request.input else user
+        if request.new_turn or not request.messages:
+            rendered = self._user_prompt(scope)
+            messages.append({"role": "user", "content": rendered})
         last_words = self._post.render({**scope, "context": request.context}).strip()
         return (_with_last_words(messages, last_words) if last_words else messages), rendered
 

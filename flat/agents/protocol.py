@@ -23,13 +23,18 @@ class AgentRequest:
     input: Mapping[str, Any] = field(default_factory=dict)
     context: Mapping[str, Any] = field(default_factory=dict)
     messages: Sequence[Message] | None = None
+    new_turn: bool | None = None
+    """Whether the user prompt follows `messages`; None: only when there are none, so that a tool loop goes on."""
     tools: Sequence[Mapping[str, Any]] | None = None
+    """Definitions to offer in place of the agent's own; an empty list offers none."""
     session_id: str | None = None
     idempotency_key: str = ""
     timeout: float | None = None
     """Seconds left for the whole call, or None for the agent's own default."""
     on_token: Callable[[str], None] | None = None
     """Called with each piece of text while it arrives; None means nobody is watching, so do not stream."""
+    on_event: Callable[[Mapping[str, Any]], None] | None = None
+    """Called with each event that an agent outside of us reports, in that program's own form."""
 
 
 @record(kw_only=True)
@@ -45,11 +50,26 @@ class Usage:
     cost_source: str = "unknown"
 
 
+def add_usage(first: Usage, second: Usage) -> Usage:
+    """The sum of two calls; its cost is known only if both are, and its source is the less certain one."""
+    certainty = ("unknown", "estimate", "provider", "free")
+    costs = (first.cost, second.cost)
+    return Usage(
+        input_tokens=first.input_tokens + second.input_tokens,
+        output_tokens=first.output_tokens + second.output_tokens,
+        cache_read_tokens=first.cache_read_tokens + second.cache_read_tokens,
+        cache_write_tokens=first.cache_write_tokens + second.cache_write_tokens,
+        api_calls=first.api_calls + second.api_calls,
+        cost=None if None in costs else sum(c for c in costs if c is not None),
+        cost_source=min(first.cost_source, second.cost_source, key=certainty.index),
+    )
+
+
 @record(kw_only=True)
 class AgentResult:
     """The answer. `output` is structured output, or None for plain text in `content`.
 
-    Failures are raised as `flat.errors.AgentFailed`, never returned.
+    An agent raises its failures as `flat.errors.AgentFailed`.
     """
 
     output: Any = None
@@ -61,6 +81,12 @@ class AgentResult:
     rendered_user_prompt: str | None = None
     rate_limit: Mapping[str, Any] | None = None
     """`{limited, retry_after?, windows?}` as read from response headers."""
+    cost: Any = None
+    """US dollars, where `usage` does not say: a number, or a mapping with `total`."""
+    error: Mapping[str, Any] | None = None
+    """`{code, type, message, retryable}`, for executors that give a failure and do not raise it."""
+    raw: Any = None
+    """The answer as the client library gave it, for those who look behind; never stored."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     provider_data: Mapping[str, Any] = field(default_factory=dict)
 
@@ -71,15 +97,6 @@ class AgentResult:
         if self.content is not None:
             return {"content": self.content}
         return {}
-
-
-def as_result(answer: Any) -> AgentResult:
-    """What an agent gave, as a result: a mapping is structured output, None nothing, anything else text."""
-    if isinstance(answer, AgentResult):
-        return answer
-    if isinstance(answer, Mapping):
-        return AgentResult(output=dict(answer))
-    return AgentResult(content=None if answer is None else str(answer))
 
 
 class Agent(Protocol):

@@ -48,7 +48,7 @@ def build_rate_limit_windows(headers: Headers) -> list[Window]:
     for resource in _RESOURCES:
         counts = _counts(headers, f"x-ratelimit-{{}}-{resource}")
         if counts and resource not in bucketed:
-            resets = _keep(resets_in=_seconds(headers.get(f"x-ratelimit-reset-{resource}")))
+            resets = _keep(resets_in=seconds_of(headers.get(f"x-ratelimit-reset-{resource}")))
             windows.append({"name": resource, "resource": resource, **counts, **resets})
     for resource in _RESOURCES:
         counts = _counts(headers, f"anthropic-ratelimit-{resource}-{{}}")
@@ -56,7 +56,7 @@ def build_rate_limit_windows(headers: Headers) -> list[Window]:
             resets = _keep(reset_at=_epoch(headers.get(f"anthropic-ratelimit-{resource}-reset")))
             windows.append({"name": resource, "resource": resource, **counts, **resets})
     if not windows and (counts := _counts(headers, "ratelimit-{}")):
-        resets = _keep(resets_in=_seconds(headers.get("ratelimit-reset")))
+        resets = _keep(resets_in=seconds_of(headers.get("ratelimit-reset")))
         windows.append({"name": "requests", "resource": "requests", **counts, **resets})
     return windows
 
@@ -95,7 +95,7 @@ def _keep(**facts: int | float | None) -> Window:
     return {name: value for name, value in facts.items() if value}
 
 
-def _seconds(text: str | None) -> int | None:
+def seconds_of(text: str | None) -> int | None:
     """A duration such as `6m0s`, `500ms` or `30`, rounded up."""
     text = (text or "").strip()
     if (bare := _number(text)) is not None:

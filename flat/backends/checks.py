@@ -6,11 +6,15 @@ Bodies are bytes and need no check. Ids and channels come from outside, and a lo
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from flat.backends.protocols import Birth, Commit, Signal
 from flat.errors import NotStorable
 
 CANCELLED = "cancelled"
 """The status that answers a request to cancel: a commit that sets it clears the request."""
+WAITING = "waiting"
+"""The status of an execution that is parked: a signal or a timer may wake it."""
 
 
 def check_text(path: str, value: str) -> None:
@@ -36,6 +40,20 @@ def check_signal(signal: Signal) -> None:
     """Refuse a signal with an id or channel that cannot be stored."""
     check_text("signal_id", signal.signal_id)
     check_text("channel", signal.channel)
+    check_text("to", signal.to or "")
+
+
+def readable(reason: str) -> str:
+    """A reason for people, whatever an error's text may hold: half characters are written out."""
+    return reason.encode(errors="backslashreplace").decode()
+
+
+def copy_id(signal_id: str, execution_id: str, taken: Callable[[str], bool]) -> str:
+    """The id of the copy of a signal for one execution. Somebody may have sent one of that very name before."""
+    name = f"{signal_id}@{execution_id}"
+    while taken(name):
+        name += "@"
+    return name
 
 
 def check_commit(commit: Commit) -> None:

@@ -26,15 +26,34 @@ from typing import Any, Self
 import orjson
 from anyio.lowlevel import checkpoint
 
-from flat.backends.checks import CANCELLED, check_birth, check_commit, check_signal, check_text, is_plain
+from flat.backends import file_signals
+from flat.backends.checks import (
+    CANCELLED,
+    WAITING,
+    check_birth,
+    check_commit,
+    check_signal,
+    check_text,
+    is_plain,
+)
+from flat.backends.file_signals import SignalFiles
 from flat.backends.folder import Lock, explain, safe_name, stage, sync_folder, write_whole
-from flat.backends.journal import Journals, Known, Record, pack, unpack
+from flat.backends.journal import Journals, Known, Record, pack
 from flat.backends.liveness import describe, may_take_over
-from flat.backends.protocols import Birth, Commit, Execution, Lease, Owner, Signal, Stored
+from flat.backends.protocols import (
+    Birth,
+    Commit,
+    DeadSignal,
+    Execution,
+    Lease,
+    Owner,
+    Signal,
+    Stored,
+)
 from flat.errors import BackendError, ExecutionBusy, ExecutionNotFound, FlatError, SignalGone, StaleSnapshot
 
-FORMAT = b"flat file store 1\n"
-PARTS = ("executions", "signals", "blobs", "configs", "owners", "cancels", "intents")
+FORMAT = b"flat file store 2\n"
+PARTS = ("executions", *file_signals.PARTS, "blobs", "configs", "owners", "cancels", "intents")
 COMMITS_PER_TURN = 64
 """Commits do not yield, save once in this many: heartbeats must get their turn."""
 
@@ -48,6 +67,7 @@ class FileStore:
         self._tick = 0
         self._commits = 0
         self._configs: set[str] = set()
+        self._signals = SignalFiles(self.root, fsync=fsync, next_tick=self._next_tick)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self._lock = Lock(self.root / "lock")
@@ -151,7 +171,7 @@ class FileStore:
                 return
             check_commit(commit)
             if len(set(commit.consume)) != len(commit.consume) or not all(
-                self._signal_path(signal_id).exists() for signal_id in commit.consume
+                self._signals.is_open(signal_id) for signal_id in commit.consume
             ):
                 raise SignalGone(lease.execution_id)
             for digest, blob in commit.blobs.items():
@@ -164,7 +184,7 @@ class FileStore:
         facts: dict[str, Any] = {
             "log": len(commit.log),
             "consume": list(commit.consume),
-            "send": [self._signal_facts(signal) for signal in commit.send],
+            "send": [self._signals.facts(signal) for signal in commit.send],
             "births": [self._birth_facts(birth.execution) for birth in commit.births],
             "head": commit.head and asdict(commit.head),
             "release": commit.release,
@@ -198,8 +218,8 @@ class FileStore:
         facts = record.facts
         bodies = iter(record.chunks[1 + facts.get("log", 0) :])
         for signal in facts.get("send", ()):
-            path, data = self._signal_path(signal["signal_id"]), pack("signal", signal, [next(bodies)])
-            if path not in staged and not path.exists():
+            path, data = self._signals.path(signal["signal_id"]), pack("signal", signal, [next(bodies)])
+            if path not in staged and not self._signals.is_known(signal["signal_id"]):
                 staged[path] = stage(path, data, sync=self.fsync)
         for birth in facts.get("births", ()):
             folder, data = (
@@ -217,12 +237,15 @@ class FileStore:
             if self.fsync:
                 sync_folder(path.parent)
         for signal_id in record.facts.get("consume", ()):
-            self._signal_path(signal_id).unlink(missing_ok=True)
+            self._signals.spend(signal_id)
 
     def _finish_intents(self) -> None:
         with os.scandir(self.root / "intents") as found:
             names = [entry.name for entry in found if not entry.name.endswith(".tmp")]
         for name in names:
+            if name == file_signals.INTENT:
+                self._signals.finish()
+                continue
             folder, intent = self.root / "executions" / name, self.root / "intents" / name
             try:
                 records, seq = self._journals.records(folder), int(intent.read_bytes())
@@ -312,6 +335,13 @@ class FileStore:
         with self._writing("sending a heartbeat"):
             self._beat(owner, now, ttl)
 
+    async def abandoned(self, execution_id: str, *, now: float) -> bool:
+        found = await self.get(execution_id)
+        if found is None or found.owner is None:
+            return False
+        beat = self._heartbeat_of(found.owner)
+        return beat is None or may_take_over(beat[0], seen=beat[1], ttl=beat[2], now=now)
+
     async def release(self, lease: Lease) -> None:
         with self._writing("releasing an execution"):
             folder = self._folder(lease.execution_id)
@@ -386,62 +416,79 @@ class FileStore:
         parent: str | None = None, limit: int | None = None,
     ) -> AsyncIterator[Execution]:  # fmt: skip
         with self._reading():
-            looked = [
-                self._journals.look(self.root / "executions" / name)
-                for name in os.listdir(self.root / "executions")
-            ]
+            everyone = self._everyone()
         matching = [
-            (known.born, known.execution)
-            for known in looked
-            if known is not None
-            and (execution := known.execution) is not None
-            and (status is None or execution.status == status)
+            (born, execution)
+            for born, execution in everyone
+            if (status is None or execution.status == status)
             and (channel is None or channel in execution.channels)
             and (due is None or (execution.wake_at is not None and execution.wake_at <= due))
             and (parent is None or execution.parent == parent)
         ]
         matching.sort(key=lambda pair: pair[0], reverse=True)
         for _, execution in matching[:limit]:
-            if execution is not None:
-                yield execution
+            yield execution
+
+    def _everyone(self) -> list[tuple[int, Execution]]:
+        """Every execution, with the number of its birth."""
+        folder = self.root / "executions"
+        looked = [self._journals.look(folder / name) for name in os.listdir(folder)]
+        return [(known.born, known.execution) for known in looked if known and known.execution]
 
     # Signals, configs, blobs
 
-    def _signal_path(self, signal_id: str) -> Path:
-        return self.root / "signals" / safe_name(signal_id)
-
-    def _signal_facts(self, signal: Signal) -> dict[str, Any]:
-        return {
-            "signal_id": signal.signal_id,
-            "channel": signal.channel,
-            "created_at": signal.created_at,
-            "tick": self._next_tick(),
-        }
+    async def ready(self, *, now: float, limit: int | None = None) -> Sequence[Execution]:
+        with self._reading():
+            signals, everyone = self._signals.open(None, None), self._everyone()
+        heads: dict[tuple[str, str | None], Signal] = {}
+        for signal in signals:
+            heads.setdefault((signal.channel, signal.to), signal)
+        found: list[tuple[float, int, Execution]] = []
+        for born, execution in everyone:
+            if execution.status != WAITING:
+                continue
+            keys = [(channel, to) for channel in execution.channels for to in (None, execution.execution_id)]
+            reasons = [heads[key].created_at for key in keys if key in heads]
+            if execution.wake_at is not None and execution.wake_at <= now:
+                reasons.append(execution.wake_at)
+            if reasons:
+                found.append((min(reasons), born, execution))
+        found.sort(key=lambda one: one[:2])
+        return [execution for _, _, execution in found[:limit]]
 
     async def send(self, signal: Signal) -> bool:
         check_signal(signal)
         with self._writing("sending a signal"):
-            path = self._signal_path(signal.signal_id)
-            if path.exists():
+            return self._signals.send(signal)
+
+    async def signals(
+        self, channel: str | None = None, *, to: str | None = None, limit: int | None = None
+    ) -> Sequence[Signal]:
+        with self._reading():
+            return self._signals.open(channel, to)[:limit]
+
+    async def fan_out(self, signal_id: str, to: Sequence[str]) -> bool:
+        with self._writing("fanning a signal out"):
+            return self._signals.fan_out(signal_id, to)
+
+    async def take(self, signal_id: str) -> bool:
+        with self._writing("taking a signal"):
+            if not self._signals.is_open(signal_id):
                 return False
-            write_whole(path, pack("signal", self._signal_facts(signal), [signal.body]), sync=self.fsync)
+            self._signals.spend(signal_id)
             return True
 
-    async def signals(self, channel: str | None = None, *, limit: int | None = None) -> Sequence[Signal]:
-        found: list[tuple[int, Signal]] = []
+    async def bury(self, signal_id: str, reason: str, at: float) -> bool:
+        with self._writing("burying a signal"):
+            return self._signals.bury(signal_id, reason, at)
+
+    async def dead(self, channel: str | None = None, *, limit: int | None = None) -> Sequence[DeadSignal]:
         with self._reading():
-            for name in os.listdir(self.root / "signals"):
-                if name.endswith(".tmp"):
-                    continue
-                path = self.root / "signals" / name
-                # One that goes away under our eyes was consumed.
-                with contextlib.suppress(FileNotFoundError):
-                    for record in unpack(path.read_bytes(), str(path)):
-                        tick = record.facts.pop("tick")
-                        if channel in (None, record.facts["channel"]):
-                            found.append((tick, Signal(**record.facts, body=record.chunks[0])))
-        found.sort(key=lambda pair: pair[0])
-        return [signal for _, signal in found[:limit]]
+            return self._signals.dead(channel)[:limit]
+
+    async def revive(self, signal_id: str) -> bool:
+        with self._writing("reviving a signal"):
+            return self._signals.revive(signal_id)
 
     def _keep(self, part: str, digest: str, data: bytes) -> None:
         path = self.root / part / safe_name(digest)

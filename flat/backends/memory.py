@@ -11,9 +11,28 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
-from flat.backends.checks import CANCELLED, check_birth, check_commit, check_signal, check_text, is_plain
+from flat.backends.checks import (
+    CANCELLED,
+    WAITING,
+    check_birth,
+    check_commit,
+    check_signal,
+    check_text,
+    is_plain,
+    readable,
+)
 from flat.backends.liveness import describe, may_take_over
-from flat.backends.protocols import Birth, Commit, Execution, Lease, Owner, Signal, Stored
+from flat.backends.memory_signals import Mailbox
+from flat.backends.protocols import (
+    Birth,
+    Commit,
+    DeadSignal,
+    Execution,
+    Lease,
+    Owner,
+    Signal,
+    Stored,
+)
 from flat.errors import ExecutionBusy, ExecutionNotFound, SignalGone, StaleSnapshot
 
 
@@ -48,7 +67,7 @@ class MemoryStore:
         self._floor = 0
         self._owners: dict[str, tuple[Owner, float, float]] = {}
         self._waiting: dict[str, set[str]] = {}
-        self._signals: dict[str, Signal] = {}
+        self._mail = Mailbox()
         self._blobs: dict[str, bytes] = {}
         self._configs: dict[str, bytes] = {}
 
@@ -73,7 +92,7 @@ class MemoryStore:
             raise StaleSnapshot(lease.execution_id, seq)
         if not is_plain(commit):
             check_commit(commit)
-            if len({*commit.consume} & self._signals.keys()) != len(commit.consume):
+            if len(set(commit.consume)) != len(commit.consume) or not self._mail.has(commit.consume):
                 raise SignalGone(lease.execution_id)
             self._write_rest(row, commit)
         row.bodies.append((commit.base, commit.body))
@@ -81,12 +100,12 @@ class MemoryStore:
 
     def _write_rest(self, row: _Row, commit: Commit) -> None:
         for signal_id in commit.consume:
-            del self._signals[signal_id]
+            self._mail.spend(signal_id)
         row.log.extend((commit.seq, line) for line in commit.log)
         for digest, blob in commit.blobs.items():
             self._blobs.setdefault(digest, blob)
         for signal in commit.send:
-            self._signals.setdefault(signal.signal_id, signal)
+            self._mail.send(signal)
         for birth in commit.births:
             self._insert(birth)
         if (head := commit.head) is not None:
@@ -152,6 +171,13 @@ class MemoryStore:
 
     async def heartbeat(self, owner: Owner, *, now: float, ttl: float) -> None:
         self._owners[owner.owner] = (owner, now, ttl)
+
+    async def abandoned(self, execution_id: str, *, now: float) -> bool:
+        row = self._rows.get(execution_id)
+        if row is None or row.owner is None:
+            return False
+        holder, seen, ttl = self._owners[row.owner]
+        return may_take_over(holder, seen=seen, ttl=ttl, now=now)
 
     async def release(self, lease: Lease) -> None:
         row = self._rows.get(lease.execution_id)
@@ -222,16 +248,49 @@ class MemoryStore:
                 left -= 1
                 yield row.execution()
 
+    async def ready(self, *, now: float, limit: int | None = None) -> Sequence[Execution]:
+        since: dict[str, float] = {}
+        for channel, waiting in self._waiting.items():
+            for execution_id, at in self._mail.heads(channel, waiting):
+                since[execution_id] = min(at, since.get(execution_id, at))
+        for execution_id, row in self._rows.items():
+            if row.columns.wake_at is not None and row.columns.wake_at <= now:
+                at = row.columns.wake_at
+                since[execution_id] = min(at, since.get(execution_id, at))
+        found = [(at, row.number, row) for name, at in since.items() if (row := self._rows[name])]
+        waiting_rows = [
+            one for one in sorted(found, key=lambda one: one[:2]) if one[2].columns.status == WAITING
+        ]
+        return [row.execution() for _, _, row in waiting_rows[:limit]]
+
     async def send(self, signal: Signal) -> bool:
         check_signal(signal)
-        if signal.signal_id in self._signals:
+        return self._mail.send(signal)
+
+    async def signals(
+        self, channel: str | None = None, *, to: str | None = None, limit: int | None = None
+    ) -> Sequence[Signal]:
+        return self._mail.open(channel, to)[:limit]
+
+    async def fan_out(self, signal_id: str, to: Sequence[str]) -> bool:
+        for execution_id in to:
+            check_text("to", execution_id)
+        return self._mail.fan_out(signal_id, to)
+
+    async def take(self, signal_id: str) -> bool:
+        if not self._mail.has((signal_id,)):
             return False
-        self._signals[signal.signal_id] = signal
+        self._mail.spend(signal_id)
         return True
 
-    async def signals(self, channel: str | None = None, *, limit: int | None = None) -> Sequence[Signal]:
-        found = [signal for signal in self._signals.values() if channel in (None, signal.channel)]
-        return found if limit is None else found[:limit]
+    async def bury(self, signal_id: str, reason: str, at: float) -> bool:
+        return self._mail.bury(signal_id, readable(reason), at)
+
+    async def dead(self, channel: str | None = None, *, limit: int | None = None) -> Sequence[DeadSignal]:
+        return self._mail.dead(channel)[:limit]
+
+    async def revive(self, signal_id: str) -> bool:
+        return self._mail.revive(signal_id)
 
     async def put_config(self, digest: str, text: bytes) -> None:
         self._configs.setdefault(digest, text)

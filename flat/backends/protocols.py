@@ -14,8 +14,9 @@ after that reads the store again.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 Columns = tuple[str, ...]
 
@@ -72,6 +73,17 @@ class Signal:
     channel: str
     body: bytes
     created_at: float
+    to: str | None = None
+    """The one execution it is for, or None when whoever waits on the channel may take it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadSignal:
+    """A signal that could not be delivered, kept for people to look at."""
+
+    signal: Signal
+    reason: str
+    at: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,9 +95,8 @@ class Lease:
     token: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Commit:
-    """One atomic write to one execution."""
+class Commit(NamedTuple):
+    """One atomic write to one execution. A tuple, because one is made at every step, and that is cheap."""
 
     lease: Lease
     seq: int
@@ -96,7 +107,7 @@ class Commit:
     head: Head | None = None
     log: Sequence[bytes] = ()
     """Rows to append to the execution's log."""
-    blobs: Mapping[str, bytes] = field(default_factory=dict)
+    blobs: Mapping[str, bytes] = MappingProxyType({})
     """Content-addressed values that the body refers to; storing one twice is no error and costs nothing."""
     consume: Columns = ()
     """Ids of signals that this commit takes out of their channels. One that is gone already fails the commit."""
@@ -155,6 +166,10 @@ class CheckpointStore(Protocol):
         """Keep all leases of this owner for another `ttl` seconds (one write, however many there are)."""
         ...
 
+    async def abandoned(self, execution_id: str, *, now: float) -> bool:
+        """Whether it has an owner that would not keep anybody from acquiring it: it died without giving it back."""
+        ...
+
     async def release(self, lease: Lease) -> None:
         """Give the lease back. Does nothing when it is no longer ours."""
         ...
@@ -197,12 +212,46 @@ class CheckpointStore(Protocol):
 
     async def get_blob(self, digest: str) -> bytes | None: ...
 
-    async def send(self, signal: Signal) -> bool:
-        """Store a signal. False if its id exists already."""
+    async def ready(self, *, now: float, limit: int | None = None) -> Sequence[Execution]:
+        """Waiting executions that have something to go on with, whoever owns them.
+
+        That is a signal that they may take on one of their channels, or a `wake_at` at or before `now`. Whoever has
+        waited for the longest since then comes first.
+        """
         ...
 
-    async def signals(self, channel: str | None = None, *, limit: int | None = None) -> Sequence[Signal]:
-        """Signals not yet consumed, oldest first within each channel."""
+    async def send(self, signal: Signal) -> bool:
+        """Store a signal. False if its id was sent before, also if that one is consumed, fanned out or dead."""
+        ...
+
+    async def signals(
+        self, channel: str | None = None, *, to: str | None = None, limit: int | None = None
+    ) -> Sequence[Signal]:
+        """Signals not yet consumed, oldest first within each channel. `to`: those that this execution may take."""
+        ...
+
+    async def fan_out(self, signal_id: str, to: Sequence[str]) -> bool:
+        """Replace a signal that is for anybody by one copy for each of these executions, in its place in the order.
+
+        The copies' ids are `<signal_id>@<execution_id>`. False, and nothing written, if the signal is gone or
+        addressed already, or there is nobody to send it to.
+        """
+        ...
+
+    async def take(self, signal_id: str) -> bool:
+        """Consume a signal outside of any commit. False if it is gone: of several that try, one gets it."""
+        ...
+
+    async def bury(self, signal_id: str, reason: str, at: float) -> bool:
+        """Take a signal out of its channel as a dead letter. False if it is gone."""
+        ...
+
+    async def dead(self, channel: str | None = None, *, limit: int | None = None) -> Sequence[DeadSignal]:
+        """Dead letters, oldest first within each channel."""
+        ...
+
+    async def revive(self, signal_id: str) -> bool:
+        """Put a dead letter back, in the place in the order that it had. False if there is none of this id."""
         ...
 
     async def request_cancel(self, execution_id: str) -> bool:

@@ -39,9 +39,19 @@ from anyio.lowlevel import checkpoint
 
 from flat.backends.checks import check_birth, check_signal, is_plain
 from flat.backends.liveness import describe, may_take_over
-from flat.backends.protocols import Birth, Commit, Execution, Lease, Owner, Signal, Stored
+from flat.backends.protocols import (
+    Birth,
+    Commit,
+    DeadSignal,
+    Execution,
+    Lease,
+    Owner,
+    Signal,
+    Stored,
+)
 from flat.backends.sqlite_commit import KEEP, Held, Transaction, Writer, keys, unpack_channels
 from flat.backends.sqlite_schema import Synchronous, explain, open_database
+from flat.backends.sqlite_signals import READY, dead_letters, dead_of, listing, signal_of
 from flat.errors import BackendError, ExecutionBusy, ExecutionNotFound, FlatError, NotStorable
 
 SELECT = """
@@ -51,6 +61,8 @@ FROM {source} JOIN bodies b
     ON b.id = (SELECT max(id) FROM bodies WHERE id BETWEEN e.num << 32 AND (e.num + 1 << 32) - 1)
 WHERE {conditions}
 """
+READY_ROWS = READY + SELECT.format(source="due r CROSS JOIN executions e ON e.num = r.num", conditions="true")
+READY_ROWS += "ORDER BY r.since, r.num"
 ONE = SELECT.format(source="executions e", conditions="e.id = ?")
 STANDING = """
 SELECT num, token, created_at, owner, channels,
@@ -121,7 +133,7 @@ class SQLiteStore:
         self._connection = open_database(self.path, synchronous)
         self._execute = self._connection.execute
         self._writer = Writer(self._connection)
-        self._held = self._writer.held
+        self._held, self._mail = self._writer.held, self._writer.mail
         # One store may serve event loops in several threads.
         self._lock = threading.RLock()
         self._heartbeats: dict[str, tuple[float, float]] = {}
@@ -321,6 +333,19 @@ class SQLiteStore:
             self._beat(owner, now, ttl)
         self._heartbeats[owner.owner] = (now, ttl)
 
+    async def abandoned(self, execution_id: str, *, now: float) -> bool:
+        found = await self.get(execution_id)
+        if found is None or found.owner is None:
+            return False
+        rows = self._read(
+            "SELECT host, pid, boot, started, seen, ttl FROM owners WHERE owner = ?", (found.owner,)
+        )
+        if not rows:
+            return True
+        host, pid, boot, started, seen, ttl = rows[0]
+        holder = Owner(owner=found.owner, host=host, pid=pid, boot=boot, started=started)
+        return may_take_over(holder, seen=seen, ttl=ttl, now=now)
+
     async def release(self, lease: Lease) -> None:
         self._give_back(lease)
 
@@ -408,18 +433,38 @@ class SQLiteStore:
 
     # Signals, configs, blobs
 
+    async def ready(self, *, now: float, limit: int | None = None) -> Sequence[Execution]:
+        rows = self._read(READY_ROWS, (now, -1 if limit is None else limit))
+        return [_execution(row) for row in rows]
+
     async def send(self, signal: Signal) -> bool:
         check_signal(signal)
         with self._transaction("sending a signal"):
-            return self._writer.send(signal)
+            return self._mail.send(signal)
 
-    async def signals(self, channel: str | None = None, *, limit: int | None = None) -> Sequence[Signal]:
-        where, values = ("", ()) if channel is None else ("WHERE channel = ?", (channel,))
-        rows = self._read(
-            f"SELECT id, channel, body, created_at FROM signals {where} ORDER BY tick LIMIT ?",
-            (*values, -1 if limit is None else limit),
-        )
-        return [Signal(signal_id=key, channel=name, body=body, created_at=at) for key, name, body, at in rows]
+    async def signals(
+        self, channel: str | None = None, *, to: str | None = None, limit: int | None = None
+    ) -> Sequence[Signal]:
+        return [signal_of(row) for row in self._read(*listing(channel, to, limit))]
+
+    async def fan_out(self, signal_id: str, to: Sequence[str]) -> bool:
+        with self._transaction("fanning a signal out"):
+            return self._mail.fan_out(signal_id, to)
+
+    async def take(self, signal_id: str) -> bool:
+        with self._transaction("taking a signal"):
+            return self._mail.spend(signal_id)
+
+    async def bury(self, signal_id: str, reason: str, at: float) -> bool:
+        with self._transaction("burying a signal"):
+            return self._mail.bury(signal_id, reason, at)
+
+    async def dead(self, channel: str | None = None, *, limit: int | None = None) -> Sequence[DeadSignal]:
+        return [dead_of(row) for row in self._read(*dead_letters(channel, limit))]
+
+    async def revive(self, signal_id: str) -> bool:
+        with self._transaction("reviving a signal"):
+            return self._mail.revive(signal_id)
 
     async def put_config(self, digest: str, text: bytes) -> None:
         # Configs are never taken out again, and every start of a machine puts the same one.

@@ -7,24 +7,21 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-import time
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 
 import orjson
 
 from flat.backends.checks import CANCELLED, check_commit
-from flat.backends.protocols import Birth, Commit, Head, Lease, Signal
+from flat.backends.protocols import Birth, Commit, Head, Lease
 from flat.backends.sqlite_schema import explain
+from flat.backends.sqlite_signals import Mail
 from flat.errors import NotStorable, SignalGone, StaleSnapshot
 
 APPEND = "INSERT INTO bodies SELECT ?, ?, ?, ? FROM executions WHERE num = ? AND token = ?"
 BEAR = """
 INSERT INTO executions (id, name, kind, program, status, created_at, parent, wake_at, channels, owner, token)
 SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?10, token + (?10 IS NOT NULL) FROM floor WHERE true ON CONFLICT (id) DO NOTHING
-"""
-SEND = """
-INSERT INTO signals (id, channel, tick, body, created_at) VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING
 """
 KEEP = "INSERT OR IGNORE INTO kept VALUES (?, ?, ?)"
 SET_HEAD = """
@@ -50,7 +47,7 @@ class Writer:
         self.held: dict[str, Held] = {}
         self._connection = connection
         self._execute = connection.execute
-        self._tick = 0
+        self.mail = Mail(connection)
 
     def append(self, commit: Commit) -> Held:
         """Store the body, if seq and token fit. One statement: good as a transaction of its own."""
@@ -80,7 +77,7 @@ class Writer:
         check_commit(commit)
         held = self.append(commit)
         for signal_id in commit.consume:
-            if self._execute("DELETE FROM signals WHERE id = ?", (signal_id,)).rowcount != 1:
+            if not self.mail.spend(signal_id):
                 raise SignalGone(commit.lease.execution_id)
         if commit.log:
             self._extend_log(held.num, commit.seq, commit.log)
@@ -88,7 +85,7 @@ class Writer:
             rows = [("blob", digest, body) for digest, body in commit.blobs.items()]
             self._connection.executemany(KEEP, rows)
         for signal in commit.send:
-            self.send(signal)
+            self.mail.send(signal)
         for birth in commit.births:
             self.bear(birth)
         if commit.head is not None:
@@ -118,13 +115,6 @@ class Writer:
         self._execute("INSERT INTO bodies VALUES (?, ?, 1, ?)", (num << 32, at, birth.body))
         self._wait(num, new.channels)
         return num
-
-    def send(self, signal: Signal) -> bool:
-        """Store a signal; False if there is one of this id."""
-        # Signals are read in this order. A counter in the database would be one more page to write.
-        self._tick = max(self._tick + 1, time.time_ns())
-        row = (signal.signal_id, signal.channel, self._tick, signal.body, signal.created_at)
-        return self._execute(SEND, row).rowcount == 1
 
     def delete(self, execution_id: str) -> bool:
         """Remove an execution and its rows; False if there is none of this id."""
@@ -182,9 +172,10 @@ class Writer:
         packed = pack_channels(head.channels)
         answered = head.status == CANCELLED
         self._execute(SET_HEAD, (head.status, head.wake_at, packed, head.program, not answered, held.num))
-        self._stop_waiting(held.num, held.channels)
-        self._wait(held.num, head.channels)
-        held.channels = tuple(head.channels)
+        if (channels := tuple(head.channels)) != held.channels:
+            self._stop_waiting(held.num, held.channels)
+            self._wait(held.num, channels)
+            held.channels = channels
 
     def _wait(self, num: int, channels: Iterable[str]) -> None:
         for channel in channels:

@@ -16,11 +16,12 @@ import time
 from pathlib import Path
 from typing import Literal
 
+from flat.backends.sqlite_signals import SCHEMA as SIGNALS
 from flat.errors import BackendError
 
 Synchronous = Literal["NORMAL", "FULL"]
 
-VERSION = 1
+VERSION = 2
 APPLICATION = 0x666C6174
 """`flat` in ASCII, in the file's header: tells our files from other people's."""
 
@@ -54,11 +55,6 @@ CREATE TABLE owners (
     owner TEXT PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL,
     boot TEXT NOT NULL, started TEXT NOT NULL, seen REAL NOT NULL, ttl REAL NOT NULL
 ) WITHOUT ROWID;
-CREATE TABLE signals (
-    id TEXT PRIMARY KEY, channel TEXT NOT NULL, tick INTEGER NOT NULL, body BLOB NOT NULL,
-    created_at REAL NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX signals_channel ON signals (channel, tick);
 CREATE TABLE kept (kind TEXT NOT NULL, digest TEXT NOT NULL, body BLOB NOT NULL, UNIQUE (kind, digest));
 CREATE TABLE floor (token INTEGER NOT NULL);
 INSERT INTO floor VALUES (0);
@@ -141,7 +137,7 @@ def _create(connection: sqlite3.Connection) -> None:
     try:
         # Somebody else may have been quicker.
         if _version(connection) == 0:
-            for statement in SCHEMA.split(";"):
+            for statement in (SCHEMA + SIGNALS).split(";"):
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {APPLICATION}")
             connection.execute(f"PRAGMA user_version = {VERSION}")

@@ -1,4 +1,5 @@
-"""The command line: `flat run`, `resume`, `runs`, `validate`, `graph`, `cancel`, `signal`, `script`.
+"""The command line: `flat run`, `resume`, `runs`, `validate`, `graph`, `cancel`, `signal`,
+`signals`, `dispatch`, `script`.
 
 `app` declares the commands and imports nothing of the engine; each command's work is in a module of its own,
 imported when the command runs.

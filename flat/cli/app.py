@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from flat.cli.ending import finish
-from flat.cli.show import loading
+from flat.cli.ending import UsageError, finish
+from flat.cli.show import loading, show_for
 
 app = typer.Typer(
     name="flat",
@@ -20,6 +20,10 @@ app = typer.Typer(
 )
 runs_app = typer.Typer(help="Look at what has run.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(runs_app, name="runs")
+signals_app = typer.Typer(
+    help="Look at signals that nobody has taken.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(signals_app, name="signals")
 
 Store = Annotated[
     str | None,
@@ -52,6 +56,20 @@ Live = Annotated[
         help="Insist on the real model, or on the script in flat.toml. Default: the real one with a key.",
     ),
 ]
+Trigger = Annotated[
+    str | None,
+    typer.Option(
+        envvar="FLAT_TRIGGER", metavar="KIND",
+        help="How a dispatcher is woken: file, socket or none. Default: file.",
+    ),
+]  # fmt: skip
+TriggerPath = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="FLAT_TRIGGER_PATH", metavar="PATH",
+        help="The trigger's folder, or its socket. Default: a folder of this user's own.",
+    ),
+]  # fmt: skip
 MaxCalls = Annotated[
     int | None, typer.Option(min=0, metavar="N", help="Stop after N model calls in all, with status `limit`.")
 ]
@@ -154,11 +172,52 @@ def resume(
     finish(work, verbose=verbose, json=json)
 
 
+@app.command()
+def fork(
+    id: Annotated[str, typer.Argument(metavar="ID", help="The execution; the beginning of its id will do.")],
+    at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STEP", help="The step to begin with; seq:N for a commit. Default: where it stands."
+        ),
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="K=V", help="Change the context: k=text, k:=json, k=@file. May be repeated."
+        ),
+    ] = None,
+    new_id: Annotated[str | None, typer.Option("--id", help="The fork's id. Default: a new one.")] = None,
+    run: Annotated[bool, typer.Option("--run", help="Run it, too.")] = False,
+    store: Store = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+    plain: Plain = False,
+    live: Live = None,
+) -> None:
+    """Make a new execution that begins where another one stood at a step. The other one stays as it is."""
+
+    def work() -> int:
+        from flat.cli.fork import fork
+        from flat.cli.show import show_for
+
+        return fork(
+            id, at=at, changes=changes or [], new_id=new_id, run=run,
+            show=show_for(json=json, quiet=quiet, plain=plain), store=store, live=live, verbose=verbose,
+        )  # fmt: skip
+
+    finish(work, verbose=verbose, json=json)
+
+
 @runs_app.command("list")
 def list_runs(
     status: Annotated[
         str | None,
         typer.Option(help="running, interrupted, waiting, done, failed, cancelled, limit or in_doubt."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="MACHINE", help="Only executions of this machine.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many, newest first.")] = 50,
     store: Store = None,
@@ -170,7 +229,7 @@ def list_runs(
     def work() -> int:
         from flat.cli.runs import list_runs
 
-        return list_runs(store=store, status=status, limit=limit, json=json)
+        return list_runs(store=store, status=status, name=name, limit=limit, json=json)
 
     finish(work, verbose=verbose, json=json)
 
@@ -179,16 +238,26 @@ def list_runs(
 def show_run(
     id: Annotated[str, typer.Argument(metavar="ID")],
     steps: Annotated[bool, typer.Option("--steps", help="Every checkpoint, too.")] = False,
+    at: Annotated[
+        str | None,
+        typer.Option(metavar="STEP", help="As it was when a step began; seq:N for a commit by its number."),
+    ] = None,
+    diff: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="STEP STEP", help="What changed from one to the other.")
+    ] = None,
+    cost: Annotated[
+        bool, typer.Option("--cost", help="Calls, tokens and money, by state and agent, with its children's.")
+    ] = False,
     store: Store = None,
     json: Json = False,
     verbose: Verbose = 0,
 ) -> None:
-    """Show where an execution stands, and what it holds."""
+    """Show where an execution stands, and what it holds, held, or cost."""
 
     def work() -> int:
-        from flat.cli.runs import show_run
+        from flat.cli.looking import Asked, show_run
 
-        return show_run(id, store=store, steps=steps, json=json)
+        return show_run(id, Asked(steps=steps, at=at, diff=diff, cost=cost), store=store, json=json)
 
     finish(work, verbose=verbose, json=json)
 
@@ -228,6 +297,32 @@ def graph(
 
 
 @app.command()
+def schema(
+    kind: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[KIND]", help="flat (any file), machine, agent, prompt, profile or checkpoint."
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--for", metavar="FILE", help="For this file: only the names that it has.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it there.")
+    ] = None,
+    verbose: Verbose = 0,
+) -> None:
+    """Print the JSON Schema of a kind of file, for editors."""
+
+    def work() -> int:
+        from flat.cli.schema import show_schema
+
+        return show_schema(kind, file=file, output=output)
+
+    finish(work, verbose=verbose)
+
+
+@app.command()
 def cancel(
     id: Annotated[str, typer.Argument(metavar="ID")],
     reason: Annotated[str, typer.Option(help="Kept with the execution.")] = "",
@@ -246,21 +341,116 @@ def cancel(
 
 @app.command()
 def signal(
-    channel: Annotated[str, typer.Argument(metavar="CHANNEL")],
+    target: Annotated[
+        str, typer.Argument(metavar="CHANNEL|ID", help="A channel, or the execution it is for.")
+    ],
     data: Annotated[
         str | None, typer.Argument(metavar="[JSON]", help="What to send; null if left out.")
     ] = None,
+    trigger: Trigger = None,
+    trigger_path: TriggerPath = None,
     store: Store = None,
     verbose: Verbose = 0,
 ) -> None:
-    """Send a signal to whoever waits, or will wait, on a channel."""
+    """Send a signal to whoever waits, or will wait, on a channel; or to one execution that waits."""
 
     def work() -> int:
-        from flat.cli.runs import send_signal
+        from flat.cli.signals import send_signal
 
-        return send_signal(channel, data, store=store)
+        return send_signal(target, data, store=store, trigger=trigger, trigger_path=trigger_path)
 
     finish(work, verbose=verbose)
+
+
+@signals_app.command("list")
+def list_signals(
+    channel: Annotated[str | None, typer.Option(help="Only those on this channel.")] = None,
+    dead: Annotated[bool, typer.Option("--dead", help="Dead letters, with the reason.")] = False,
+    store: Store = None,
+    json: Json = False,
+    verbose: Verbose = 0,
+) -> None:
+    """List signals that nobody has taken yet, oldest first."""
+
+    def work() -> int:
+        from flat.cli.signals import list_signals
+
+        return list_signals(channel, dead=dead, store=store, json=json)
+
+    finish(work, verbose=verbose, json=json)
+
+
+@signals_app.command("retry")
+def retry_signal(
+    id: Annotated[str, typer.Argument(metavar="ID", help="The dead letter.")],
+    trigger: Trigger = None,
+    trigger_path: TriggerPath = None,
+    store: Store = None,
+    verbose: Verbose = 0,
+) -> None:
+    """Put a dead letter back on its channel."""
+
+    def work() -> int:
+        from flat.cli.signals import retry_signal
+
+        return retry_signal(id, store=store, trigger=trigger, trigger_path=trigger_path)
+
+    finish(work, verbose=verbose)
+
+
+@app.command()
+def dispatch(
+    once: Annotated[bool, typer.Option("--once", help="Until nothing is left to do, then end.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="For ever.")] = False,
+    concurrency: Annotated[int, typer.Option(min=1, metavar="N", help="Resume so many at a time.")] = 16,
+    attempts: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Tries before a signal is a dead letter.")
+    ] = 3,
+    poll: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="With --watch: look at least so often.")
+    ] = 5.0,
+    trigger: Trigger = None,
+    trigger_path: TriggerPath = None,
+    project: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Resume what was started below it. Default: this folder. May be repeated."),
+    ] = None,
+    print_units: Annotated[
+        str | None,
+        typer.Option(metavar="KIND", help="Print what makes systemd or launchd run this, in this folder."),
+    ] = None,
+    install_units: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="With --print-units: write them there instead.")
+    ] = None,
+    store: Store = None,
+    json: Json = False,
+    verbose: Verbose = 0,
+    live: Live = None,
+) -> None:  # fmt: skip
+    """Resume whatever waits and has a signal, or a timer that is due."""
+
+    def work() -> int:
+        if (once, watch, print_units is not None).count(True) != 1:
+            raise UsageError("say one of --once, --watch and --print-units KIND")
+        if print_units is not None:
+            from flat.cli.units import print_units as print_them
+
+            return print_them(
+                print_units, store=store, concurrency=concurrency, trigger_path=trigger_path,
+                install=install_units,
+            )  # fmt: skip
+        if install_units is not None:
+            raise UsageError("--install-units needs --print-units systemd or launchd")
+        show = show_for(json=json, quiet=False, plain=True)
+        from flat.cli.dispatching import Order, dispatch
+
+        order = Order(
+            watch=watch, concurrency=concurrency, attempts=attempts, poll=poll, projects=project or (),
+            trigger=trigger, trigger_path=trigger_path, live=live,
+        )  # fmt: skip
+        return dispatch(order, show=show, store=store, verbose=verbose)
+
+    finish(work, verbose=verbose, json=json)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as json_format
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flat.cli.ending import DONE, say
 from flat.cli.project import find_project
 from flat.cli.text import count
 from flat.errors import DefinitionError, Problem, SpecError
+
+if TYPE_CHECKING:
+    from flat.core.program import Program
+    from flat.spec.sources import MachineSource
 
 INVALID = SpecError.exit_code
 
@@ -40,29 +46,66 @@ def graph(path: Path, *, compat: bool) -> int:
 
 
 def _problems(path: Path, compat: bool) -> list[Problem]:
-    """Everything that is wrong with a machine, its project file and its agents."""
-    from flat.agents.bundle import check_agent
+    """Everything that is wrong with a machine, its project file, its agents and its child machines."""
+    try:
+        project = find_project(path)
+    except DefinitionError as error:
+        return _of(error)
+    problems = _machine_problems(project.machine, compat, {})
+    if project.script is not None and not project.script.is_file():
+        problems.append(Problem("project", f"{project.file}: there is no script {project.script}"))
+    return problems
+
+
+def _machine_problems(path: Path, compat: bool, seen: dict[Path, None], **inherited: Any) -> list[Problem]:
+    """The problems of a machine and of those below it, each file once: machines may call each other in a ring."""
     from flat.spec.load import load_machine
     from flat.spec.lower import lower
 
     try:
-        project = find_project(path)
-        source = load_machine(project.machine, compat=compat)
+        source = load_machine(path, compat=compat, **inherited)
+        seen[Path(os.path.realpath(path))] = None
         program = lower(source)
-    except SpecError as error:
-        return list(error.problems)
     except DefinitionError as error:
-        return [Problem("invalid", str(error))]
-    problems = list(source.problems)
+        return _of(error)
+    return [*source.problems, *_agent_problems(program, compat), *_below(source, seen)]
+
+
+def _of(error: DefinitionError) -> list[Problem]:
+    return list(error.problems) if isinstance(error, SpecError) else [Problem("invalid", str(error))]
+
+
+def _agent_problems(program: Program, compat: bool) -> Iterator[Problem]:
+    from flat.agents.bundle import check_agent
+
     for name, config in program.agents.items():
         if not config.get("problem"):
             said = check_agent(
                 config["config"], config["catalogue"], name=config["name"] or name, compat=compat
             )
-            problems += [Problem("agent", one) for one in said]
-    if project.script is not None and not project.script.is_file():
-        problems.append(Problem("project", f"{project.file}: there is no script {project.script}"))
-    return problems
+            yield from (Problem("agent", one) for one in said)
+
+
+def _below(source: MachineSource, seen: dict[Path, None]) -> Iterator[Problem]:
+    """The problems of the child machines that are in files of their own."""
+    from flat.spec.load import load_machine_dict
+    from flat.spec.lower import profiles_data
+
+    catalogue = None if source.catalogue is None else profiles_data(source.catalogue)
+    inherited: dict[str, Any] = {"roots": source.roots, "catalogue": catalogue}
+    for child in source.machines.values():
+        if child.inline:  # what is wrong in it was said where it stands
+            with contextlib.suppress(DefinitionError):
+                nested = load_machine_dict(child.inline, source.directory, compat=source.compat, **inherited)
+                yield from _below(nested, seen)
+        elif child.path is not None and Path(os.path.realpath(child.path)) not in seen:
+            seen[Path(os.path.realpath(child.path))] = None
+            yield from _machine_problems(_shown(child.path), source.compat, seen, **inherited)
+
+
+def _shown(path: Path) -> Path:
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _summary(path: Path, problems: Sequence[Problem]) -> str:

@@ -44,9 +44,14 @@ class Visit:
     priced: bool = True
     ended: float | None = None
     failed: bool = False
+    children: int = 0
+    over: int = 0
+    """How many of the machines that it runs have ended."""
 
     def words(self, now: float) -> Text:
         parts = [*self.doing]
+        if self.children > 1:
+            parts.append(f"{self.over} of {self.children} machines done")
         if self.until is not None:
             parts.append(pause_words(self.until - now, self.now))
         elif self.now:
@@ -63,6 +68,7 @@ class LiveProgress:
         self._name, self._decided = one_line(name), decided
         self._visits: deque[Visit] = deque(maxlen=ROWS)
         self._count = 0
+        self._root = ""
         self._id, self._status, self._reason = "", "running", ""
         self._began, self._ended = 0.0, 0.0
         self._steps, self._spent = 0, Spent()
@@ -72,6 +78,9 @@ class LiveProgress:
 
     def notify(self, notice: Notice) -> None:
         self._began = self._began or notice.at
+        self._root = self._root or notice.execution_id
+        if notice.execution_id != self._root:
+            return  # a child's states are its own; how it ended is told by its parent
         self._id = short_id(notice.execution_id)
         self._steps, self._spent = max(self._steps, notice.step), notice.facts.get("spent", self._spent)
         tell = getattr(self, f"_{notice.kind}", None)
@@ -105,6 +114,8 @@ class LiveProgress:
 
     def _perform(self, notice: Notice) -> None:
         visit, facts = self._visit(notice), notice.facts
+        if facts["effect"] == "child":
+            visit.children += 1
         if facts["effect"] == "timer":
             visit.until, visit.now = facts["until"], self._trouble
         else:
@@ -115,6 +126,8 @@ class LiveProgress:
         visit.now, visit.until = "", None
         if facts["effect"] == "timer":
             return
+        if facts["effect"] == "child":
+            visit.over += 1
         self._trouble = "empty answer"
         if (what := one_line(facts["what"])) not in visit.doing:
             visit.doing.append(what)
@@ -126,6 +139,7 @@ class LiveProgress:
     def _failed_effect(self, notice: Notice) -> None:
         visit, facts = self._visit(notice), notice.facts
         self._trouble = failure_words(facts, 100)
+        visit.over += facts["effect"] == "child"
         visit.now, visit.failed = "", True
         visit.doing.append(f"{one_line(facts['what'])} failed: {self._trouble}")
 

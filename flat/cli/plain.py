@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flat.cli.text import count, money, one_line, seconds
-from flat.cli.words import doubt_words, failure_words, pause_words, total_words
+from flat.cli.words import STATUS_WORDS, doubt_words, failure_words, pause_words, total_words
 from flat.hooks.notices import Notice
 
 
@@ -21,9 +21,16 @@ class PlainProgress:
         self._trouble = ""
         """What was wrong with the last answer: the reason of the pause that follows."""
         self._again = False
+        self._root = ""
+        self._labels: dict[str, str] = {}
+        """What children are called here: `kid#2` is the second that ran of machine `kid`."""
 
     def notify(self, notice: Notice) -> None:
         self._began = self._began or notice.at
+        self._root = self._root or notice.execution_id
+        if notice.execution_id != self._root and notice.kind in ("started", "resumed"):
+            self._meet(notice)
+            return
         tell = getattr(self, f"_{notice.kind}", None)
         if tell is not None:
             tell(notice)
@@ -32,8 +39,17 @@ class PlainProgress:
         since = seconds(notice.at - self._began)
         self._say(f"{since:>9}  {notice.step:>4}  {text}")
 
+    def _meet(self, child: Notice) -> None:
+        name = one_line(child.facts["name"])
+        number = sum(label.rpartition("#")[0] == name for label in self._labels.values()) + 1
+        self._labels.setdefault(child.execution_id, f"{name}#{number}")
+
+    def _place(self, notice: Notice) -> str:
+        label = self._labels.get(notice.execution_id)
+        return f"{label}/{one_line(notice.node)}" if label else one_line(notice.node)
+
     def _at(self, notice: Notice, text: str) -> None:
-        self._line(notice, f"{one_line(notice.node)}: {text}")
+        self._line(notice, f"{self._place(notice)}: {text}")
 
     def _started(self, notice: Notice) -> None:
         self._say(f"{self._name}: execution {one_line(notice.execution_id)} started")
@@ -43,7 +59,7 @@ class PlainProgress:
         self._say(f"{self._name}: {where}")
 
     def _enter(self, notice: Notice) -> None:
-        self._line(notice, one_line(notice.node))
+        self._line(notice, self._place(notice))
 
     def _in_doubt(self, notice: Notice) -> None:
         facts = notice.facts
@@ -79,7 +95,11 @@ class PlainProgress:
         self._at(notice, f"{one_line(facts['what'])} failed: {failure_words(facts, 500)}")
 
     def _stopped(self, notice: Notice) -> None:
-        self._say(total_words(notice, self._began))
+        label = self._labels.get(notice.execution_id)
+        if label is None:
+            self._say(total_words(notice, self._began))
+        elif notice.facts["status"] != "done":
+            self._line(notice, f"{label}: {STATUS_WORDS.get(notice.facts['status'], notice.facts['status'])}")
 
 
 class JsonProgress:

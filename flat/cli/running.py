@@ -24,6 +24,7 @@ from flat.core.snapshot import FINISHED
 from flat.errors import BackendError, BindingError, DefinitionError, ExecutionBusy, NotStorable
 from flat.hooks.notices import Observer
 from flat.runtime import Machine, Outcome, Runtime, load
+from flat.runtime.configured import configured_store
 
 
 def run(
@@ -37,6 +38,7 @@ def run(
         raise UsageError("--id is empty")
     project = find_project(path)
     machine = load_project(project, show, compat=compat)
+    store = store or configured_store(machine.program)
     url, id_ = store_url(store), execution_id or str(uuid.uuid4())
     steps = project.max_steps if max_steps is None else max_steps
     calls = project.max_agent_calls if max_agent_calls is None else max_agent_calls

@@ -12,10 +12,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from flat.core.effects import AwaitSignal, Effect, RunHook, Sleep
-from flat.core.events import Cancelled, Done, Doubted, Event, Failed, Resumed, Spent, Started, Steered
+from flat.core.effects import AwaitSignal, Effect, RunHook, StartChild
+from flat.core.events import (
+    Cancelled,
+    Done,
+    Doubted,
+    Event,
+    Failed,
+    Limited,
+    Parked,
+    Resumed,
+    Spent,
+    Started,
+    Steered,
+)
 from flat.core.explain import explained
 from flat.core.failure import Failure, error_target
 from flat.core.hookref import HookRefs
@@ -36,6 +48,10 @@ class Advance(NamedTuple):
     effects: tuple[Effect, ...]
     path: tuple[tuple[str, str, int], ...]
     """`("enter" | "leave", node, step)` in order."""
+    launched: tuple[StartChild, ...] = ()
+    """Executions that are to be born in the commit of this snapshot."""
+    said: tuple[Any, ...] = ()
+    """Messages to append to the execution's log in that commit."""
 
 
 class UnexpectedEvent(FlatError):
@@ -51,6 +67,7 @@ def begin(
     max_agent_calls: int | None,
     parent: str | None = None,
     depth: int = 0,
+    launched: bool = False,
 ) -> Snapshot:
     """The snapshot of an execution that has not entered any node."""
     context = program.context.render({"input": event.input})
@@ -67,6 +84,7 @@ def begin(
         event.at,
         parent=parent,
         depth=depth,
+        launched=launched,
     )
 
 
@@ -87,6 +105,10 @@ def advance(program: Program, snapshot: Snapshot, event: Event) -> Advance:
         return Advance(stopped(snapshot, "cancelled", event.reason, event.at), (), ())
     if isinstance(event, Doubted):
         return Advance(stopped(snapshot, "in_doubt", ", ".join(event.effect_ids), event.at), (), ())
+    if isinstance(event, Parked):
+        return Advance(stopped(snapshot, "waiting", "", event.at), (), ())
+    if isinstance(event, Limited):
+        return Advance(stopped(snapshot, "limit", event.reason, event.at), (), ())
     if isinstance(event, Resumed):
         snapshot = _with_limits(snapshot, event)
     return _continued(program, snapshot, event.at)
@@ -96,15 +118,19 @@ def _continued(program: Program, snapshot: Snapshot, at: float) -> Advance:
     """Take every instance up where it stands: enter its node, or ask again for what is pending."""
     effects: tuple[Effect, ...] = ()
     path: tuple[tuple[str, str, int], ...] = ()
+    launched: tuple[StartChild, ...] = ()
+    said: tuple[Any, ...] = ()
     for instance in tuple(snapshot.instances.values()):
         if instance.children or instance.suspended:
             continue
         turn = Turn(program, snapshot, instance, at)
         turn.take_up()
-        snapshot, more, steps = turn.close()
+        snapshot, more, steps, born, words = turn.close()
         effects += more
         path += steps
-    return Advance(snapshot, effects, path)
+        launched += born
+        said += words
+    return Advance(snapshot, effects, path, launched, said)
 
 
 def _with_limits(snapshot: Snapshot, event: Resumed) -> Snapshot:
@@ -130,6 +156,8 @@ class Turn:
     reason: str = ""
     failure: Failure | None = None
     effects: tuple[Effect, ...] = ()
+    launched: tuple[StartChild, ...] = ()
+    said: tuple[Any, ...] = ()
     _scope: dict[str, Any] | None = None
 
     def __init__(self, program: Program, snapshot: Snapshot, instance: Instance, at: float) -> None:
@@ -151,11 +179,31 @@ class Turn:
         self.result: Any = snapshot.output
         self.path: list[tuple[str, str, int]] = []
 
+    def again(self, event: Done | Failed) -> tuple[Effect, ...]:
+        """Handle a further event with the same working copy, and give what it asks for.
+
+        For those who need no snapshot in between: making one costs as much as the rest of a step.
+        """
+        self.at = event.at
+        self.effects = ()
+        self._scope = None
+        self.path.clear()
+        self.answer(event)
+        return self.effects
+
     # -- what an op may see ---------------------------------------------------
 
     @property
     def execution_id(self) -> str:
         return self.snapshot.execution_id
+
+    @property
+    def parent(self) -> str | None:
+        return self.snapshot.parent
+
+    @property
+    def depth(self) -> int:
+        return self.snapshot.depth
 
     @property
     def hooks(self) -> HookRefs:
@@ -168,6 +216,16 @@ class Turn:
 
     def spend(self, spent: Spent) -> None:
         self.spent = self.spent.plus(spent)
+
+    def launch(self, child: StartChild) -> None:
+        self.launched += (child,)
+
+    def say(self, *messages: Any) -> None:
+        self.said += messages
+
+    @property
+    def log_length(self) -> int:
+        return self.snapshot.log_length + len(self.said)
 
     @property
     def scope(self) -> Mapping[str, Any]:
@@ -205,7 +263,8 @@ class Turn:
         if len(self.pending) == 1:
             self.pending = ()
         else:
-            self.pending = tuple(p for p in self.pending if p != event.effect_id)
+            answered = self.pending.index(event.effect_id)
+            self.pending = self.pending[:answered] + self.pending[answered + 1 :]
         if type(event) is Failed and event.usage is not None:
             self.spend(event.usage)
         if at < 0:
@@ -216,6 +275,7 @@ class Turn:
         except FlatError as error:
             answer = Raise(explained(error, self.program))
         if type(answer) is Next:
+            self._scope = None
             if answer.output is not UNSET:
                 self.output = answer.output
             if answer.context is not UNSET:
@@ -223,6 +283,8 @@ class Turn:
             self.local = None
             self.run(node, at + 1)
         elif type(answer) is Block and self.pending:
+            if answer.context is not UNSET:
+                self.context = answer.context
             self.effects = answer.effects
             self.pending += tuple(e.id for e in answer.effects)
             self.local = answer.local
@@ -251,6 +313,8 @@ class Turn:
                 at += 1
                 continue
             if type(answer) is Goto:
+                if answer.context is not UNSET:
+                    self.context = answer.context
                 entered = self.enter_quietly(answer.target)
             elif type(answer) is Raise and (target := self.caught(answer.failure)) is not None:
                 self.noted(answer.failure)
@@ -299,9 +363,11 @@ class Turn:
     def block(self, answer: Block) -> None:
         effects = self.effects = answer.effects
         self.local = answer.local
+        if answer.context is not UNSET:
+            self.context = answer.context
         first = effects[0]
         self.pending = (first.id,) if len(effects) == 1 else tuple(e.id for e in effects)
-        if type(first) is AwaitSignal and all(type(e) is AwaitSignal for e in effects):
+        if type(first) is AwaitSignal and first.patient and all(type(e) is AwaitSignal for e in effects):
             self.status = "waiting"
 
     def enter(self, target: str) -> None:
@@ -442,9 +508,10 @@ class Turn:
             self.reason,
             before.parent,
             before.depth,
-            before.log_length,
+            before.log_length + len(self.said) if self.said else before.log_length,
+            before.launched,
         )
-        return Advance(snapshot, self.effects, tuple(self.path))
+        return Advance(snapshot, self.effects, tuple(self.path), self.launched, self.said)
 
 
 def has_place(program: Program, node: str, op: str) -> bool:
@@ -453,7 +520,20 @@ def has_place(program: Program, node: str, op: str) -> bool:
     return found is not None and (op in ("", ERROR_HOOK) or found.index(op) >= 0)
 
 
-def machine_facts(program: Program, snapshot: Snapshot, node: str, step: int, spent: Spent) -> dict[str, Any]:
+class Identity(Protocol):
+    """What the facts of an execution are taken from: a snapshot, or a working copy."""
+
+    @property
+    def execution_id(self) -> str: ...
+    @property
+    def parent(self) -> str | None: ...
+    @property
+    def depth(self) -> int: ...
+    @property
+    def spent(self) -> Spent: ...
+
+
+def machine_facts(program: Program, snapshot: Identity, node: str, step: int, spent: Spent) -> dict[str, Any]:
     """The read-only facts that configuration and hooks see as `context.machine`."""
     return {
         "execution_id": snapshot.execution_id,
@@ -466,10 +546,3 @@ def machine_facts(program: Program, snapshot: Snapshot, node: str, step: int, sp
         "total_cost": spent.cost,
         "depth": snapshot.depth,
     }
-
-
-def next_wake(effects: tuple[Effect, ...]) -> float | None:
-    """When the first of these effects is due by the clock: a pause that ends, a deadline that passes."""
-    times = [e.until for e in effects if isinstance(e, Sleep)]
-    times += [e.deadline for e in effects if e.deadline is not None]
-    return min(times, default=None)

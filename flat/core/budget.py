@@ -17,8 +17,8 @@ ELEMENT = 32
 GRAIN = 64
 """Characters or elements that can be looked through for the price of one step."""
 
-PACE = 8
-"""Characters, or 4 for an element, that can be walked for the price of one step."""
+PACE = 4
+"""Characters that can be walked for the price of one step; an element counts for 4."""
 
 
 class Budget:
@@ -58,13 +58,16 @@ class Budget:
 
     def walk(self, value: Any) -> int:
         """Pay for going through a value to its leaves, and tell its size in characters and elements."""
-        size = weigh(value, self.steps * PACE)
+        return self._walked(value, self.steps * PACE)
+
+    def _walked(self, value: Any, most: int) -> int:
+        size = weigh(value, most)
         self.work(1 + size // PACE)
         return size
 
     def weigh(self, value: Any) -> int:
         """`walk`, and refuse a value that could not be written."""
-        size = self.walk(value)
+        size = self._walked(value, min(self.limits.output, self.steps * PACE))
         if size > self.limits.output:
             raise Refusal(f"a value holds more than {self.limits.output:,} characters and elements")
         return size

@@ -6,7 +6,8 @@ as what was added (`+`), so history is written once and never again.
 
 Keys are short because a delta is written per step. `s` steps, `t` milliseconds since the start, `S` status,
 `i` other instances; of an instance: `n` node, `o` op, `v` visit, `c` context entries, `-` removed keys,
-`+` appended items, `r` output, `l` local, `p` pending (left out for the usual single effect), `d` deadline.
+`+` appended items, `r` output, `l` local (`l~`: the changes of one that is a mapping, as of a context), `p`
+pending (left out for the usual single effect; `p~`: what was answered and what was asked for), `d` deadline.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Codec(ValueCodec):
             "parent": snapshot.parent,
             "depth": snapshot.depth,
             "log_length": snapshot.log_length,
+            "launched": snapshot.launched,
         }
         return orjson.dumps(data)
 
@@ -117,7 +119,20 @@ class Codec(ValueCodec):
             data["parent"],
             data["depth"],
             data["log_length"],
+            data.get("launched", False),
         )
+
+    # -- the log ------------------------------------------------------------------
+
+    def rows(self, messages: Sequence[Any]) -> tuple[list[bytes], dict[str, bytes]]:
+        """Messages as rows of a log, and the blobs they refer to."""
+        blobs: dict[str, bytes] = {}
+        return [orjson.dumps(self.plain(message, "message", blobs)) for message in messages], blobs
+
+    def message(self, row: bytes, blobs: Mapping[str, bytes]) -> Any:
+        """Read a row of a log."""
+        with _undamaged():
+            return self.value(orjson.loads(row), blobs)
 
     # -- deltas -------------------------------------------------------------------
 
@@ -162,7 +177,7 @@ class Codec(ValueCodec):
         self, old: Instance, new: Instance, data: dict[str, Any], blobs: dict[str, bytes]
     ) -> None:
         if new.context is not old.context:
-            self._context_delta(old.context, new.context, data, blobs)
+            self._mapping_delta("context", old.context, new.context, data, blobs)
         if new.node != old.node:
             data["n"] = new.node
         if new.op != old.op:
@@ -172,16 +187,36 @@ class Codec(ValueCodec):
         if new.output is not old.output:
             data["r"] = self.plain(new.output, "output", blobs)
         if new.local is not old.local:
-            data["l"] = self.plain(new.local, "local", blobs)
+            if type(new.local) is dict and type(old.local) is dict:
+                changes = data["l~"] = {}
+                self._mapping_delta("local", old.local, new.local, changes, blobs)
+            else:
+                data["l"] = self.plain(new.local, "local", blobs)
         if new.pending != (usual_effect(new),):
-            data["p"] = list(new.pending)
+            self._pending_delta(old.pending, new.pending, data)
         if new.deadline != old.deadline:
             data["d"] = new.deadline
         if (new.parent, new.children, new.suspended) != (old.parent, old.children, old.suspended):
             data["k"] = [new.parent, list(new.children), new.suspended]
 
-    def _context_delta(
-        self, old: Mapping[str, Any], new: Mapping[str, Any], data: dict[str, Any], blobs: dict[str, bytes]
+    @staticmethod
+    def _pending_delta(old: Sequence[str], new: Sequence[str], data: dict[str, Any]) -> None:
+        if len(new) > 2:
+            known, still = frozenset(old), frozenset(new)
+            answered = [e for e in old if e not in still]
+            asked = [e for e in new if e not in known]
+            if len(answered) + len(asked) < len(new) and [e for e in old if e in still] + asked == list(new):
+                data["p~"] = [answered, asked]
+                return
+        data["p"] = list(new)
+
+    def _mapping_delta(
+        self,
+        what: str,
+        old: Mapping[str, Any],
+        new: Mapping[str, Any],
+        data: dict[str, Any],
+        blobs: dict[str, bytes],
     ) -> None:
         changed: dict[str, Any] = {}
         appended: dict[str, Any] = {}
@@ -195,9 +230,9 @@ class Codec(ValueCodec):
                 and (kept := kept_prefix(before, value)) is not None
             ):
                 if kept < len(value):
-                    appended[key] = self.plain(value[kept:], f"context.{key}", blobs)
+                    appended[key] = self.plain(value[kept:], f"{what}.{key}", blobs)
             else:
-                changed[key] = self.plain(value, f"context.{key}", blobs)
+                changed[key] = self.plain(value, f"{what}.{key}", blobs)
         if changed:
             data["c"] = self._keys(changed)
         if appended:
@@ -253,18 +288,18 @@ class Codec(ValueCodec):
             snapshot.parent,
             snapshot.depth,
             data.get("L", snapshot.log_length),
+            snapshot.launched,
         )
 
     def _instance_applied(
         self, old: Instance, data: Mapping[str, Any], steps: int | None, blobs: Mapping[str, bytes]
     ) -> Instance:
-        context = old.context
-        if "c" in data or "+" in data or "-" in data:
-            context = {k: v for k, v in old.context.items() if k not in data.get("-", ())}
-            context.update((unescaped(k), self.value(v, blobs)) for k, v in data.get("c", {}).items())
-            for name, items in data.get("+", {}).items():
-                key = unescaped(name)
-                context[key] = [*context[key], *self.value(items, blobs)]
+        context = self._mapping_applied(old.context, data, blobs)
+        local = old.local
+        if "l" in data:
+            local = self.value(data["l"], blobs)
+        elif "l~" in data:
+            local = self._mapping_applied(old.local, data["l~"], blobs)
         step = data.get("v", steps if steps is not None and "s" in data else old.step)
         parent, children, suspended = data.get("k", (old.parent, old.children, old.suspended))
         node, op = data.get("n", old.node), data.get("o", old.op)
@@ -275,15 +310,32 @@ class Codec(ValueCodec):
             step,
             context,
             self.value(data["r"], blobs) if "r" in data else old.output,
-            self.value(data["l"], blobs) if "l" in data else old.local,
+            local,
             (),
             data.get("d", old.deadline),
             parent,
             tuple(children),
             suspended,
         )
-        pending = tuple(data["p"]) if "p" in data else (usual_effect(instance),)
+        pending: tuple[str, ...] = (usual_effect(instance),)
+        if "p" in data:
+            pending = tuple(data["p"])
+        elif "p~" in data:
+            answered, asked = frozenset(data["p~"][0]), data["p~"][1]
+            pending = (*(e for e in old.pending if e not in answered), *asked)
         return _copy_pending(instance, pending)
+
+    def _mapping_applied(
+        self, old: Mapping[str, Any], data: Mapping[str, Any], blobs: Mapping[str, bytes]
+    ) -> Mapping[str, Any]:
+        if not ("c" in data or "+" in data or "-" in data):
+            return old
+        new = {k: v for k, v in old.items() if k not in data.get("-", ())}
+        new.update((unescaped(k), self.value(v, blobs)) for k, v in data.get("c", {}).items())
+        for name, items in data.get("+", {}).items():
+            key = unescaped(name)
+            new[key] = [*new[key], *self.value(items, blobs)]
+        return new
 
 
 def _copy_pending(i: Instance, pending: tuple[str, ...]) -> Instance:
@@ -361,4 +413,5 @@ _EMPTY: dict[str, Any] = {
     "parent": None,
     "depth": 0,
     "log_length": 0,
+    "launched": False,
 }

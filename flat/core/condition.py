@@ -1,5 +1,7 @@
 """Conditions: when a transition is taken. `context.tries < 3 and not context.done`
 
+This is the language `simple`; `flat.core.cel` has the other one.
+
 A condition is compiled once, to closures over the syntax tree: no `eval`, no attribute access, no calls, so a
 condition can only read mappings and sequences. Compiling is put off until the first test or check, since
 a large file holds many conditions that a run never reaches.
@@ -14,7 +16,7 @@ from __future__ import annotations
 import difflib
 import operator
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from flat.core import operators
 from flat.core.expression import (
@@ -62,6 +64,7 @@ class Condition:
     """
 
     __slots__ = ("_test", "location", "roots", "source")
+    engine: ClassVar[str] = "simple"
     source: str
     location: Location | None
     roots: tuple[str, ...]
@@ -76,8 +79,11 @@ class Condition:
         put(self, "roots", roots if type(roots) is tuple else tuple(roots))
         put(self, "_test", None)
 
-    def test(self, scope: Scope) -> bool:
-        """Whether the condition holds. Raises `ExpressionError`, and nothing else."""
+    def test(self, scope: Scope, at: float | None = None) -> bool:
+        """Whether the condition holds. Raises `ExpressionError`, and nothing else.
+
+        `at` is the time of the event that is being handled, for languages that have a name for it.
+        """
         try:
             return (self._test or self._compiled())(scope)
         except ExpressionError as error:
@@ -111,9 +117,12 @@ class Condition:
         if not self.source.strip():
             return _always
         try:
-            return _Compiler(self.source, self.roots).test(parse(self.source))
+            return self._parsed()
         except RecursionError:
             raise ExpressionError("the condition is nested too deeply") from None
+
+    def _parsed(self) -> Test:
+        return _Compiler(self.source, self.roots).test(parse(self.source))
 
     def _placed(self, error: ExpressionError) -> ExpressionError:
         """The same error, with this condition's text and the place in its file."""
@@ -133,20 +142,31 @@ class Condition:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Condition):
             return NotImplemented
-        return self.source == other.source and self.roots == other.roots
+        return (self.engine, self.source, self.roots) == (other.engine, other.source, other.roots)
 
     def __hash__(self) -> int:
-        return hash((Condition, self.source))
+        return hash((self.engine, self.source))
 
     def __repr__(self) -> str:
-        return f"Condition({self.source!r})"
+        return f"{type(self).__name__}({self.source!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_restore, (self.source, self.location, self.roots))
+        return (_restore, (self.engine, self.source, self.location, self.roots))
 
 
-def _restore(source: str, location: Location | None, roots: tuple[str, ...]) -> Condition:
-    return Condition(source, location, roots=roots)
+def _restore(engine: str, source: str, location: Location | None, roots: tuple[str, ...]) -> Condition:
+    return condition_class(engine)(source, location, roots=roots)
+
+
+def condition_class(engine: str) -> type[Condition]:
+    """The conditions of an expression engine: `simple` or `cel`."""
+    if engine == "simple":
+        return Condition
+    if engine == "cel":
+        from flat.core.cel import CelCondition  # which is built on this module, and rarely needed
+
+        return CelCondition
+    raise ExpressionError(f'there is no expression engine "{engine}"', hint="known: simple, cel")
 
 
 def _always(scope: Scope) -> bool:
@@ -155,14 +175,7 @@ def _always(scope: Scope) -> bool:
 
 def compile_condition(source: str, location: Location | None = None, engine: str = "simple") -> Condition:
     """A checked condition in the named expression language."""
-    if engine != "simple":
-        raise ExpressionError(
-            f'the core knows no expression engine "{engine}"',
-            source=source,
-            location=location,
-            hint="known: simple",
-        )
-    condition = Condition(source, location)
+    condition = condition_class(engine)(source, location)
     condition.check()
     return condition
 

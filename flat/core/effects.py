@@ -7,12 +7,17 @@ that may have begun and has no record: `retry`, `ask`, `fail` or `verify:<name>`
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Any, Literal, TypeAlias
 
 from flat.core.hookref import HookRefs
 from flat.core.record import record
+
+ID_LENGTH = 128
+_ID = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)
 
 
 @record
@@ -40,9 +45,10 @@ class CallAgent:
     context: Mapping[str, Any]
     hooks: HookRefs = ()
     session_id: str | None = None
-    messages: tuple[int, int] | None = None
-    """A span of the execution's log that is the conversation so far, or None for a first call."""
-    tools: Sequence[Mapping[str, Any]] | None = None
+    messages: Sequence[Mapping[str, Any]] | None = None
+    """The conversation so far, or None for a first call."""
+    tools: Literal["none", "offered", "withheld"] = "none"
+    """Whether the agent may ask for tools: no, yes, or no longer (they are known, and an empty list is sent)."""
     deadline: float | None = None
     in_doubt: str = "retry"
     kind: Literal["call"] = "call"
@@ -59,6 +65,10 @@ class RunTool:
     call_id: str
     context: Mapping[str, Any]
     hooks: HookRefs = ()
+    agent: str = ""
+    """The agent that asked, which may have tools of its own."""
+    timeout: float | None = None
+    """Seconds for this one tool; running out of them is an answer for the model, not a failure."""
     deadline: float | None = None
     in_doubt: str = "retry"
     kind: Literal["tool"] = "tool"
@@ -81,7 +91,11 @@ class RunHook:
 
 @record
 class StartChild:
-    """Start another machine as an execution of its own; the effect id gives it its execution id."""
+    """Start another machine as an execution of its own; the effect id gives it its execution id.
+
+    An awaited one is answered with what it came to (`Ended`). One that is not awaited is launched: it is born in
+    the same commit as the snapshot that asks for it, and nobody waits.
+    """
 
     id: str
     node: str
@@ -95,13 +109,17 @@ class StartChild:
 
 @record
 class AwaitSignal:
-    """Wait for a signal on a channel. While only such effects are pending, nothing runs."""
+    """Wait for a signal on a channel. While only such effects are pending, nothing runs.
+
+    One that is not patient only looks, and is alone: it is answered at once, with None when no signal is there.
+    """
 
     id: str
     node: str
     channel: str
     deadline: float | None = None
     in_doubt: str = "retry"
+    patient: bool = True
     kind: Literal["signal"] = "signal"
 
 
@@ -123,3 +141,17 @@ Effect: TypeAlias = RunAction | CallAgent | RunTool | RunHook | StartChild | Awa
 def instance_of(effect_id: str) -> str:
     """The instance that asked for the effect."""
     return effect_id.partition("/")[0]
+
+
+def child_id(execution_id: str, effect_id: str) -> str:
+    """The id of the execution that a `StartChild` starts: the same after any restart, and readable while short."""
+    readable = f"{execution_id}.{effect_id.replace('/', '-')}"
+    if len(readable) <= ID_LENGTH and _ID.fullmatch(readable):
+        return readable
+    digest = hashlib.blake2b(f"{execution_id}/{effect_id}".encode(), digest_size=16).hexdigest()
+    return f"child-{digest}"
+
+
+def child_channel(execution_id: str) -> str:
+    """The channel on which an execution tells its parent, where that waits elsewhere, that it is over."""
+    return f"flat:child:{execution_id}"

@@ -79,7 +79,24 @@ class Doubted:
     kind: Literal["doubted"] = "doubted"
 
 
-Event: TypeAlias = Started | Done | Failed | Resumed | Cancelled | Doubted
+@record
+class Parked:
+    """Nothing runs any more: what is pending is answered from outside."""
+
+    at: float
+    kind: Literal["parked"] = "parked"
+
+
+@record
+class Limited:
+    """What the family of executions may use together is used up."""
+
+    reason: str
+    at: float
+    kind: Literal["limited"] = "limited"
+
+
+Event: TypeAlias = Started | Done | Failed | Resumed | Cancelled | Doubted | Parked | Limited
 
 
 @record(kw_only=True)
@@ -109,8 +126,26 @@ class Reply:
 
     payload: Any
     spent: Spent = field(default_factory=Spent)
+    text: str | None = None
+    """What it said in words, whatever the payload is."""
     finish_reason: str | None = None
     tool_calls: tuple[Mapping[str, Any], ...] = ()
     prompt: str | None = None
     """The rendered user prompt, which begins a conversation."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@record(kw_only=True)
+class Ended:
+    """What a child came to, as the value of a `Done`."""
+
+    output: Any
+    spent: Spent = field(default_factory=Spent)
+
+
+@record(kw_only=True)
+class Told:
+    """What a tool answered, as the value of a `Done`."""
+
+    content: str
+    is_error: bool = False

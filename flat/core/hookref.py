@@ -20,4 +20,7 @@ class HookRef:
 GIVEN = "(given)"
 """The name of an object that was handed over when the machine was loaded, and not by a name in its file."""
 
+GIVEN_LIFECYCLE = "(given lifecycle)"
+"""The same for an object that serves the machine's own beginning and end, and no state."""
+
 HookRefs: TypeAlias = tuple[HookRef, ...]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Protocol, TypeAlias
 
-from flat.core.effects import Effect
+from flat.core.effects import Effect, StartChild
 from flat.core.events import Done, Failed, Spent
 from flat.core.failure import Failure
 from flat.core.hookref import HookRefs
@@ -36,10 +36,11 @@ class Next:
 
 @record
 class Block:
-    """Wait for effects. `local` is the op's own memory until they are answered."""
+    """Wait for effects. `local` is the op's own memory until they are answered. Context changes only where given."""
 
     effects: tuple[Effect, ...]
     local: Any = None
+    context: Mapping[str, Any] | Unset = UNSET
 
 
 @record
@@ -100,6 +101,19 @@ class View(Protocol):
     def effect_id(self, key: str, suffix: str = "") -> str: ...
     def spend(self, spent: Spent) -> None:
         """Add to what the execution has used."""
+        ...
+
+    def launch(self, child: StartChild) -> None:
+        """Have an execution born with the next commit; nobody waits for it."""
+        ...
+
+    def say(self, *messages: Any) -> None:
+        """Append messages to the execution's log, with the next commit. They are never written again."""
+        ...
+
+    @property
+    def log_length(self) -> int:
+        """How many messages the log has, with those that were said since the last commit."""
         ...
 
 

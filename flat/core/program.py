@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flat.core.hookref import HookRefs
-from flat.core.ops import AnyOp, Branch, Hook
+from flat.core.ops import AnyOp, Branch, Converse, Hook
 from flat.core.template import CompiledMapping
 
 START = "(start)"
@@ -49,7 +49,8 @@ class Limits:
 
     max_steps: int | None = 1000
     max_agent_calls: int | None = None
-    max_depth: int | None = 10
+    max_depth: int | None = None
+    """How many machines deep machines may start machines, this one's parents included. None: as its parent says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +69,8 @@ class Program:
     limits: Limits = field(default_factory=Limits)
     agents: Mapping[str, Any] = field(default_factory=dict)
     """Plain configuration of each agent, as the agent layer reads it."""
+    machines: Mapping[str, Any] = field(default_factory=dict)
+    """What each child machine is: `{"path": …}` relative to this machine's folder, `{"inline": …}` or `{"tree": …}`."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     digest: str = ""
     uses_machine: bool = True
@@ -140,10 +143,15 @@ def bound(program: Program, steers: Mapping[HookRefs, frozenset[str]]) -> Progra
 def _bound_node(node: Node, steers: Mapping[HookRefs, frozenset[str]]) -> Node:
     points = steers.get(node.hooks, frozenset())
     ops = tuple(
-        replace(op, steered=False)
-        if isinstance(op, Branch) and op.steered and "transition" not in points
-        else op
-        for op in node.ops
-        if not (isinstance(op, Hook) and op.point not in points)
+        _bound_op(op, points) for op in node.ops if not (isinstance(op, Hook) and op.point not in points)
     )
     return replace(node, ops=ops, error_steered=node.error_steered and "error" in points)
+
+
+def _bound_op(op: AnyOp, points: frozenset[str]) -> AnyOp:
+    if isinstance(op, Branch) and op.steered and "transition" not in points:
+        return replace(op, steered=False)
+    if isinstance(op, Converse):
+        calls, result = op.on_calls and "tool_calls" in points, op.on_result and "tool_result" in points
+        return replace(op, on_calls=calls, on_result=result)
+    return op

@@ -17,18 +17,48 @@ from typing import Any, cast
 
 import orjson
 
-from flat.core.condition import Condition
+from flat.core.condition import Condition, condition_class
 from flat.core.hookref import HookRef
-from flat.core.ops import Action, Arm, Assign, Branch, Call, Finish, Hook, Wait
+from flat.core.ops import (
+    Action,
+    Arm,
+    Assign,
+    Branch,
+    Call,
+    ChildCall,
+    Children,
+    Converse,
+    Finish,
+    Guardrails,
+    Hook,
+    Launch,
+    Wait,
+)
 from flat.core.program import LazyNodes, Limits, Node, Program
-from flat.core.strategies import Retry, Single
+from flat.core.strategies import Parsed, Retry, Sample, Single, Vote
 from flat.core.template import CompiledMapping, Template, compile_value
 from flat.errors import IncompatibleSnapshot, Location
 
 FORMAT = 1
 CLASSES: dict[str, Any] = {
     cls.__name__: cls
-    for cls in (Action, Arm, Assign, Branch, Call, Finish, Hook, HookRef, Limits, Node, Retry, Single, Wait)
+    for cls in (
+        *(
+            Action,
+            Arm,
+            Assign,
+            Branch,
+            Call,
+            ChildCall,
+            Children,
+            Converse,
+            Finish,
+            Guardrails,
+            Hook,
+            HookRef,
+        ),
+        *(Launch, Limits, Node, Parsed, Retry, Sample, Single, Vote, Wait),
+    )
 }
 
 
@@ -60,6 +90,7 @@ def program_from_data(data: Mapping[str, Any]) -> Program:
         hooks=_decode(data["hooks"]),
         limits=_decode(data["limits"]),
         agents=data["agents"],
+        machines=data["machines"],
         settings=data["settings"],
         digest=data["digest"],
         uses_machine=data["uses_machine"],
@@ -78,9 +109,10 @@ def _program(program: Program, *, places: bool) -> dict[str, Any]:
         "hooks": _encode(program.hooks, places),
         "limits": _encode(program.limits, places),
         "agents": {
-            name: config if places else {k: v for k, v in config.items() if k != "places"}
+            name: config if places else {k: v for k, v in config.items() if k not in ("places", "directory")}
             for name, config in program.agents.items()
         },
+        "machines": dict(program.machines),
         "settings": dict(program.settings),
         "uses_machine": program.uses_machine,
     }
@@ -92,7 +124,8 @@ def _encode(value: Any, places: bool) -> Any:
     if isinstance(value, Template):
         return ["$T", value.source, _flags(value), _place(value.location) if places else None]
     if isinstance(value, Condition):
-        return ["$C", value.source, _place(value.location) if places else None]
+        engine = [] if value.engine == "simple" else [value.engine]
+        return ["$C", value.source, _place(value.location) if places else None, *engine]
     if isinstance(value, CompiledMapping):
         marks = [[list(path), _place(at)] for path, at in value.places()] if places else []
         return ["$M", value.value, _flags(next(iter(value.templates()), None)), marks]
@@ -100,7 +133,9 @@ def _encode(value: Any, places: bool) -> Any:
         return ["$D", "Arm", {"condition": _encode(value.condition, places), "target": value.target}]
     if is_dataclass(value):
         changed = {
-            f.name: _encode(v, places) for f in fields(value) if (v := getattr(value, f.name)) != f.default
+            f.name: _encode(v, places)
+            for f in fields(value)
+            if f.metadata.get("stored", True) and (v := getattr(value, f.name)) != f.default
         }
         return ["$D", type(value).__name__, changed]
     if isinstance(value, tuple):
@@ -134,11 +169,19 @@ def _mapping(data: list[Any]) -> CompiledMapping:
     return compiled
 
 
+def _class(name: str) -> Any:
+    if name not in CLASSES:
+        raise IncompatibleSnapshot(
+            f"a program with a {name} cannot be run from its stored text: give the code that it was made of"
+        )
+    return CLASSES[name]
+
+
 _TAGS: dict[str, Callable[[list[Any]], Any]] = {
     "$T": lambda d: Template(d[1], _location(d[3]), bool(d[2] & 1), lenient=bool(d[2] & 2)),
-    "$C": lambda d: Condition(d[1], _location(d[2])),
+    "$C": lambda d: condition_class(d[3] if len(d) > 3 else "simple")(d[1], _location(d[2])),
     "$M": _mapping,
-    "$D": lambda d: CLASSES[d[1]](**{k: _decode(v) for k, v in d[2].items()}),
+    "$D": lambda d: _class(d[1])(**{k: _decode(v) for k, v in d[2].items()}),
     "$t": lambda d: tuple(_decode(v) for v in d[1:]),
     "$l": lambda d: [_decode(v) for v in d[1:]],
 }

@@ -68,6 +68,8 @@ class Snapshot:
     parent: str | None = None
     depth: int = 0
     log_length: int = 0
+    launched: bool = False
+    """True for a child that nobody waits for."""
 
     @property
     def root(self) -> Instance:
@@ -76,4 +78,6 @@ class Snapshot:
     @property
     def pending(self) -> tuple[str, ...]:
         """Every unanswered effect of every instance."""
+        if len(self.instances) == 1:
+            return next(iter(self.instances.values())).pending
         return tuple(e for i in self.instances.values() for e in i.pending)

@@ -9,12 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import anyio
 
-from flat.backends.protocols import Birth, CheckpointStore, Commit, Execution, Head, Lease, Owner, Stored
+from flat.backends.protocols import (
+    Birth,
+    CheckpointStore,
+    Commit,
+    Execution,
+    Head,
+    Lease,
+    Owner,
+    Signal,
+    Stored,
+)
 from flat.core.codec import Codec
-from flat.core.effects import AwaitSignal, Effect
+from flat.core.effects import child_channel
 from flat.core.program import Program
 from flat.core.snapshot import FINISHED, Snapshot
 from flat.errors import ExecutionNotFound, IncompatibleSnapshot
@@ -37,16 +48,21 @@ class Keeper:
     since_base: int = 0
     base_at: int = BASE_AFTER
     released: bool = False
+    log: Sequence[Any] = ()
+    """The messages that were stored when this run began."""
     adopted: str | None = None
     """Digest of another program that the next commit is to name."""
+    attached: bool = False
+    """True for a child whose parent runs in this process and hears from it directly."""
 
     async def keep(
         self,
         snapshot: Snapshot,
-        effects: Sequence[Effect] = (),
         *,
+        waits: Sequence[Waits] = (),
         consume: tuple[str, ...] = (),
-        log: Sequence[bytes] = (),
+        log: Sequence[Any] = (),
+        births: Sequence[Birth] = (),
         release: bool = False,
     ) -> None:
         """Store the snapshot. When this returns, it is as durable as the store promises."""
@@ -57,9 +73,10 @@ class Keeper:
         self.since_base += len(body)
         if self.since_base >= self.base_at:
             body, blobs, base = self._base_if_small(snapshot, body, blobs)
+        rows, more = self.codec.rows(log) if log else ((), {})
         head = None
         if snapshot.status != self.stored.status or snapshot.status == "waiting" or self.adopted:
-            head = head_of(snapshot, effects, self.adopted)
+            head = head_of(snapshot, waits, self.adopted)
         await self.store.commit(
             Commit(
                 lease=self.lease,
@@ -68,9 +85,11 @@ class Keeper:
                 body=body,
                 base=base,
                 head=head,
-                log=log,
-                blobs=blobs,
+                log=rows,
+                blobs={**blobs, **more} if more else blobs,
                 consume=consume,
+                send=self._told_parent(snapshot),
+                births=births,
                 release=release,
             )
         )
@@ -78,6 +97,19 @@ class Keeper:
         self.stored = snapshot
         self.released = release
         self.adopted = None
+
+    def _told_parent(self, snapshot: Snapshot) -> tuple[Signal, ...]:
+        """A child that ends where its parent does not run says so on a channel that the parent waits on."""
+        if (
+            snapshot.parent is None
+            or snapshot.launched
+            or self.attached
+            or snapshot.status not in FINISHED
+            or self.stored.status in FINISHED
+        ):
+            return ()
+        id_ = child_channel(snapshot.execution_id)
+        return (Signal(signal_id=id_, channel=id_, body=b"null", created_at=snapshot.at, to=snapshot.parent),)
 
     def _base_if_small(
         self, snapshot: Snapshot, delta: bytes, blobs: dict[str, bytes]
@@ -103,13 +135,21 @@ class Keeper:
             await self.store.release(self.lease)
 
 
-def head_of(snapshot: Snapshot, effects: Sequence[Effect], program: str | None = None) -> Head:
+class Waits(Protocol):
+    """What a parked execution waits for."""
+
+    @property
+    def channel(self) -> str: ...
+    @property
+    def deadline(self) -> float | None: ...
+
+
+def head_of(snapshot: Snapshot, waits: Sequence[Waits], program: str | None = None) -> Head:
     """The columns that a store searches by."""
     if snapshot.status != "waiting":
         return Head(status=snapshot.status, program=program)
-    waits = [e for e in effects if isinstance(e, AwaitSignal)]
-    wake_at = min((e.deadline for e in waits if e.deadline is not None), default=None)
-    channels = tuple(e.channel for e in waits)
+    wake_at = min((w.deadline for w in waits if w.deadline is not None), default=None)
+    channels = tuple(dict.fromkeys(w.channel for w in waits))
     return Head(status="waiting", wake_at=wake_at, channels=channels, program=program)
 
 
@@ -117,6 +157,13 @@ async def create(
     store: CheckpointStore, codec: Codec, program: Program, snapshot: Snapshot, owner: Owner, *, ttl: float
 ) -> Keeper | None:
     """Store a fresh execution and own it. None if there is one with this id already."""
+    birth = birth_of(program, snapshot, codec)
+    lease = await store.begin(birth, owner, now=snapshot.started_at, ttl=ttl)
+    return None if lease is None else Keeper(store, codec, lease, 0, snapshot)
+
+
+def birth_of(program: Program, snapshot: Snapshot, codec: Codec) -> Birth:
+    """What a store needs to begin with an execution."""
     execution = Execution(
         execution_id=snapshot.execution_id,
         name=program.name,
@@ -128,9 +175,7 @@ async def create(
         updated_at=snapshot.started_at,
         parent=snapshot.parent,
     )
-    birth = Birth(execution=execution, body=codec.first(snapshot))
-    lease = await store.begin(birth, owner, now=snapshot.started_at, ttl=ttl)
-    return None if lease is None else Keeper(store, codec, lease, 0, snapshot)
+    return Birth(execution=execution, body=codec.first(snapshot))
 
 
 async def take_up(
@@ -143,11 +188,12 @@ async def take_up(
         if stored is None:
             raise ExecutionNotFound(execution_id)
         snapshot = await rebuilt(store, codec, stored)
+        messages = await logged(store, codec, stored, snapshot)
     except BaseException:
         with anyio.CancelScope(shield=True):
             await store.release(lease)
         raise
-    keeper = Keeper(store, codec, lease, stored.bodies[-1][0], snapshot)
+    keeper = Keeper(store, codec, lease, stored.bodies[-1][0], snapshot, log=messages)
     keeper.since_base = sum(len(body) for _, body in stored.bodies[1:])
     keeper.base_at = max(BASE_AFTER, keeper.since_base * 2) if keeper.since_base > BASE_AFTER else BASE_AFTER
     return keeper
@@ -165,6 +211,15 @@ async def rebuilt(store: CheckpointStore, codec: Codec, stored: Stored) -> Snaps
     for _, body in rest:
         snapshot = codec.applied(snapshot, body, blobs)
     return snapshot
+
+
+async def logged(store: CheckpointStore, codec: Codec, stored: Stored, snapshot: Snapshot) -> list[Any]:
+    """The messages that belong to a snapshot."""
+    rows = stored.log[: snapshot.log_length]
+    blobs: dict[str, bytes] = {}
+    for row in rows:
+        await collect_blobs(store, row, blobs)
+    return [codec.message(row, blobs) for row in rows]
 
 
 async def collect_blobs(store: CheckpointStore, body: bytes, blobs: dict[str, bytes]) -> None:

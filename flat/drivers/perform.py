@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import CoroutineType
 from typing import Any
 
-from flat.agents.protocol import Agent, AgentRequest, AgentResult, as_result
+import orjson
+
+from flat.agents.executor_result import as_result
+from flat.agents.protocol import Agent, AgentRequest, AgentResult
 from flat.agents.protocol import Usage as AgentUsage
-from flat.core.advance import machine_facts
-from flat.core.effects import AwaitSignal, CallAgent, Effect, RunAction, RunHook, Sleep
-from flat.core.events import Done, Failed, Reply, Spent, Steered
+from flat.core.advance import Identity, machine_facts
+from flat.core.effects import AwaitSignal, CallAgent, Effect, RunAction, RunHook, RunTool, Sleep
+from flat.core.events import Done, Failed, Reply, Spent, Steered, Told
 from flat.core.failure import Failure, failure_of
 from flat.core.hookref import HookRefs
 from flat.core.program import Program
-from flat.core.snapshot import Snapshot
 from flat.drivers.clock import Clock, DeadlinePassed
 from flat.drivers.draft import draft, draft_of, settle, settled_context
 from flat.errors import ActionFailed, BindingError, DeadlineExceeded, ExecutionError, HookFailed
-from flat.hooks import action_takes_state
+from flat.hooks import action_takes_state, hears_stream, stream_listener
 from flat.hooks.base import POINTS
+from flat.hooks.stream import Listen
+
+RunsTool = Callable[[str, str, Any], Any]
+OfUser = RunAction | RunHook | CallAgent | RunTool
+"""Effects in which the user's code sees the context."""
 
 
 class Facts(Mapping[str, Any]):
@@ -29,7 +36,7 @@ class Facts(Mapping[str, Any]):
 
     __slots__ = ("_effect", "_facts", "_program", "_snapshot")
 
-    def __init__(self, program: Program, snapshot: Snapshot, effect: RunAction | RunHook | CallAgent) -> None:
+    def __init__(self, program: Program, snapshot: Identity, effect: OfUser) -> None:
         self._program, self._snapshot, self._effect = program, snapshot, effect
         self._facts: dict[str, Any] | None = None
 
@@ -68,8 +75,12 @@ class Performer:
     """A new hooks object for a reference, or None for the empty one."""
     make_agent: Callable[[str], Agent]
     clock: Clock
+    tool_provider: Any = None
+    """What runs tools where no hooks do."""
     on_token: Callable[[str, str], None] | None = None
     """Called with (effect id, piece of text); None when nobody watches."""
+    log: list[Any] = field(default_factory=list)
+    """The messages of the execution so far."""
     last_error: Exception | None = None
     """For the traceback of a run that fails in this very process."""
     _hooks: dict[HookRefs, Any] = field(default_factory=dict)
@@ -83,7 +94,7 @@ class Performer:
             self._hooks[refs] = self.make_hooks(refs)
         return self._hooks[refs]
 
-    async def perform(self, effect: Effect, snapshot: Snapshot) -> Done | Failed:
+    async def perform(self, effect: Effect, snapshot: Identity) -> Done | Failed:
         """Do it. Whatever happens becomes an event; only cancellation passes through."""
         try:
             if effect.deadline is not None and not isinstance(effect, AwaitSignal):
@@ -102,27 +113,29 @@ class Performer:
             return Failed(effect.id, failure_of(error), self.clock.now(), _spent_on(error))
         return Done(effect.id, value, self.clock.now())
 
-    async def _before_deadline(self, effect: Effect, deadline: float, snapshot: Snapshot) -> Any:
+    async def _before_deadline(self, effect: Effect, deadline: float, snapshot: Identity) -> Any:
         try:
             return await self.clock.before(deadline, lambda: self._other(effect, snapshot))
         except DeadlinePassed:
             limit = self.program.nodes[effect.node].timeout
             raise DeadlineExceeded(f"not done within {limit:g} s", type="TimeoutError") from None
 
-    async def _other(self, effect: Effect, snapshot: Snapshot) -> Any:
+    async def _other(self, effect: Effect, snapshot: Identity) -> Any:
         if isinstance(effect, RunAction):
             return await self._action(effect, snapshot)
         if isinstance(effect, CallAgent):
             return await self._call(effect, snapshot)
         if isinstance(effect, RunHook):
             return await self._hook(effect, snapshot)
+        if isinstance(effect, RunTool):
+            return await self._tool(effect)
         if isinstance(effect, Sleep):
             return await self.clock.sleep_until(effect.until)
         raise ExecutionError(f"this driver cannot perform a {effect.kind} effect")
 
     # -- user code ---------------------------------------------------------------
 
-    def _context(self, effect: RunAction | RunHook | CallAgent, snapshot: Snapshot) -> dict[str, Any]:
+    def _context(self, effect: OfUser, snapshot: Identity) -> dict[str, Any]:
         context = draft_of(effect.context)
         context["machine"] = Facts(self.program, snapshot, effect)
         return context
@@ -138,14 +151,14 @@ class Performer:
         call, takes_state = bound
         return call(effect.node, effect.action, context) if takes_state else call(effect.action, context)
 
-    async def _action(self, effect: RunAction, snapshot: Snapshot) -> dict[str, Any]:
+    async def _action(self, effect: RunAction, snapshot: Identity) -> dict[str, Any]:
         context = self._context(effect, snapshot)
         result = self._begin(effect, context)
         if inspect.isawaitable(result):
             result = await result
         return _as_context(result, context, effect)
 
-    async def _hook(self, effect: RunHook, snapshot: Snapshot) -> Any:
+    async def _hook(self, effect: RunHook, snapshot: Identity) -> Any:
         hooks, point, context = self.hooks(effect.hooks), effect.point, self._context(effect, snapshot)
         method = getattr(hooks, POINTS[point])
         if point == "machine_start":
@@ -158,42 +171,131 @@ class Performer:
             result = method(effect.node, context, draft(effect.arguments["output"]))
         elif point == "transition":
             result = method(effect.node, effect.arguments["to"], context)
+        elif point in ("tool_calls", "tool_result"):
+            result = method(effect.node, draft(next(iter(effect.arguments.values()))), context)
         else:
             result = method(effect.node, _as_exception(effect.arguments["failure"]), context)
         if inspect.isawaitable(result):
             result = await result
-        if point in ("machine_start", "state_enter"):
+        if point in ("machine_start", "state_enter", "tool_calls", "tool_result"):
             return _as_context(result, context, effect)
+        if result is None and "output" in effect.arguments:  # nothing returned leaves it as it is
+            result = effect.arguments["output"]
         return Steered(settle(result), settled_context(context, effect.context))
+
+    # -- tools ---------------------------------------------------------------------
+
+    def _provider(self, node: str, refs: HookRefs) -> Any:
+        """What runs the tools of a node: its hooks' provider, else the machine's."""
+        hooks = self.hooks(refs)
+        ask = getattr(hooks, "get_tool_provider", None)
+        provider = None if ask is None else ask(node)
+        return self.tool_provider if provider is None else provider
+
+    async def _tool(self, effect: RunTool) -> Told:
+        """Whatever goes wrong in a tool is told to the model, which can act on it."""
+        try:
+            run = await self._tool_of(effect)
+            if run is None:
+                return Told(content=f"No tool provider configured for '{effect.tool}'", is_error=True)
+            return await self._timed(effect, run)
+        except DeadlinePassed:
+            return Told(content=f"Tool '{effect.tool}' timed out after {effect.timeout:g}s", is_error=True)
+        except Exception as error:
+            self.last_error = error
+            return Told(content=f"Error executing '{effect.tool}': {error}", is_error=True)
+
+    async def _tool_of(self, effect: RunTool) -> RunsTool | None:
+        """What runs a tool: the provider, or the agent for a tool that is its own and not the provider's."""
+        provider = self._provider(effect.node, effect.hooks)
+        agent = self._agent(effect.agent) if effect.agent else None
+        runs_own: RunsTool | None = getattr(agent, "execute_tool", None)
+        if runs_own is not None and effect.tool not in _names(_definitions(provider)):
+            own = await self._own_tools(agent)
+            if provider is None or effect.tool in _names(own):
+                return runs_own
+        return None if provider is None else provider.execute_tool
+
+    async def _timed(self, effect: RunTool, execute: RunsTool) -> Told:
+        async def run() -> Told:
+            result = execute(effect.tool, effect.call_id, settle(effect.arguments))
+            if inspect.isawaitable(result):
+                result = await result
+            content = getattr(result, "content", result)
+            told = content if isinstance(content, str) else orjson.dumps(content, default=str).decode()
+            return Told(content=told, is_error=bool(getattr(result, "is_error", False)))
+
+        if effect.timeout is None:
+            return await run()
+        return await self.clock.before(self.clock.now() + effect.timeout, run)
+
+    async def _tools(self, effect: CallAgent, agent: Agent) -> list[Any] | None:
+        """The tools that a call offers: the provider's first, then the agent's own."""
+        if effect.tools != "offered":
+            return None if effect.tools == "none" else []
+        tools = _definitions(self._provider(effect.node, effect.hooks))
+        names = _names(tools)
+        return tools + [tool for tool in await self._own_tools(agent) if _tool_name(tool) not in names]
+
+    async def _own_tools(self, agent: Any) -> Sequence[Any]:
+        ask = getattr(agent, "tool_definitions", None)
+        return await ask() if ask is not None else getattr(agent, "tools", ())
 
     # -- agents --------------------------------------------------------------------
 
-    async def _call(self, effect: CallAgent, snapshot: Snapshot) -> Reply:
-        agent = self._agents.get(effect.agent)
+    async def _call(self, effect: CallAgent, snapshot: Identity) -> Reply:
+        agent, hooks = self._agent(effect.agent), self.hooks(effect.hooks)
+        tools = None if effect.tools == "none" else await self._tools(effect, agent)
+        if not hears_stream(hooks):
+            return _reply(as_result(await agent.call(self._request(effect, tools, snapshot)), effect.agent))
+        async with stream_listener(hooks, effect.node, effect.context) as listen:
+            answer = await agent.call(self._request(effect, tools, snapshot, listen))
+        return _reply(as_result(answer, effect.agent))
+
+    def _agent(self, name: str) -> Agent:
+        agent = self._agents.get(name)
         if agent is None:
-            agent = self._agents[effect.agent] = self.make_agent(effect.agent)
+            agent = self._agents[name] = self.make_agent(name)
+        return agent
+
+    def _request(
+        self, effect: CallAgent, tools: list[Any] | None, snapshot: Identity, listen: Listen | None = None
+    ) -> AgentRequest:
         on_token = self.on_token
-        result = await agent.call(
-            AgentRequest(
-                input=draft_of(effect.input),
-                context=self._context(effect, snapshot),
-                session_id=effect.session_id,
-                idempotency_key=f"{snapshot.execution_id}/{effect.id}",
-                timeout=None if effect.deadline is None else max(0.0, effect.deadline - self.clock.now()),
-                on_token=None if on_token is None else lambda text: on_token(effect.id, text),
-            )
+        return AgentRequest(
+            input=draft_of(effect.input),
+            context=self._context(effect, snapshot),
+            messages=None if effect.messages is None else settle(effect.messages),
+            tools=tools,
+            session_id=effect.session_id,
+            idempotency_key=f"{snapshot.execution_id}/{effect.id}",
+            timeout=None if effect.deadline is None else max(0.0, effect.deadline - self.clock.now()),
+            on_token=None if on_token is None else lambda text: on_token(effect.id, text),
+            on_event=listen,
         )
-        return _reply(as_result(result))
 
 
 def _reply(result: AgentResult) -> Reply:
     return Reply(
         payload=settle(result.payload()),
+        text=result.content,
         spent=spent_of(result.usage),
         finish_reason=result.finish_reason,
         tool_calls=tuple(result.tool_calls),
         prompt=result.rendered_user_prompt,
     )
+
+
+def _definitions(provider: Any) -> list[Any]:
+    return [] if provider is None else list(provider.get_tool_definitions() or ())
+
+
+def _names(tools: Sequence[Any]) -> set[Any]:
+    return {_tool_name(tool) for tool in tools}
+
+
+def _tool_name(tool: Any) -> Any:
+    return tool.get("function", tool).get("name") if isinstance(tool, Mapping) else None
 
 
 def spent_of(usage: AgentUsage) -> Spent:

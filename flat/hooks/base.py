@@ -3,12 +3,19 @@
 A hook that may change the outcome is a *steering* hook: what it returns is recorded like any other effect. A
 method marked `@observer` only watches; it is called without a record, and cannot change anything. Points that
 a class does not override cost nothing.
+
+Observers of the points in `TOLD` are told after the fact, when it is stored. At the others (an error that nobody
+routes, the tools of a model) there is no such moment: their observers are called in place, with a copy of the
+context, and what they return is dropped.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from functools import wraps
 from typing import Any, TypeAlias, TypeVar
 
 from flat.errors import BindingError
@@ -23,19 +30,49 @@ POINTS = {
     "state_exit": "on_state_exit",
     "transition": "on_transition",
     "error": "on_error",
+    "tool_calls": "on_tool_calls",
+    "tool_result": "on_tool_result",
 }
+"""The method of each point that an effect may ask for. `on_action` is an effect of another kind."""
+
+TOLD = frozenset({"machine_start", "machine_end", "state_enter", "state_exit", "transition"})
+"""Points whose observers a run tells itself, after the commit."""
+
+log = logging.getLogger("flat.hooks")
 
 
 def observer(method: F) -> F:
     """Mark a hook method as one that only watches."""
-    method.__observer__ = True  # type: ignore[attr-defined]
-    return method
+    point = method.__name__.removeprefix("on_")
+    marked = _harmless(method) if point in POINTS and point not in TOLD else method
+    marked.__observer__ = True  # type: ignore[attr-defined]
+    return marked  # type: ignore[return-value]
+
+
+def _harmless(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method, called with copies, without an answer, and with its errors logged."""
+
+    @wraps(method)
+    async def watch(*args: Any) -> None:
+        hooks, *given = args
+        try:
+            # An error is no data, and a copy of it would lose where it came from.
+            seen = [one if isinstance(one, BaseException) else copy.deepcopy(one) for one in given]
+            await settled(method(hooks, *seen))
+        except Exception:
+            log.exception("observing hook %s of %s raised", method.__name__, type(hooks).__name__)
+
+    return watch
 
 
 class MachineHooks:
     """Base of hooks. Override what you need; methods may be plain or `async`.
 
     A method that gets the context may change it in place, or return another one; None means "as it is now".
+
+    A class may also have a method `async def on_background(self, context)`. It runs beside each execution that the
+    object serves, for as long as this process drives it, and is cancelled then: a place for heartbeats and for
+    what is opened once and used at many points. It gets a copy of the context as it stood when the run began.
     """
 
     def on_machine_start(self, context: Context) -> Context | Awaitable[Context | None] | None:
@@ -67,55 +104,21 @@ class MachineHooks:
         argument is recognised by its signature."""
         raise BindingError("action", str(args[-2]), hint=f"{type(self).__name__} does not define on_action")
 
+    def on_tool_calls(self, state_name: str, tool_calls: list[Any], context: Context) -> Any:
+        """A model has asked for tools, which are not called yet; what is returned becomes the context."""
+        return context
 
-class CompositeHooks(MachineHooks):
-    """Several hooks as one. Each gets what the one before returned; the first error target wins."""
+    def on_tool_result(self, state_name: str, tool_result: dict[str, Any], context: Context) -> Any:
+        """A tool that a model asked for has answered; what is returned becomes the context."""
+        return context
 
-    def __init__(self, *hooks: Any) -> None:
-        self.hooks = hooks
-
-    async def on_machine_start(self, context: Context) -> Context:
-        return await self._pass(context, "on_machine_start")
-
-    async def on_machine_end(self, context: Context, final_output: Any) -> Any:
-        for hook in self.hooks:
-            final_output = await settled(hook.on_machine_end(context, final_output))
-        return final_output
-
-    async def on_state_enter(self, state_name: str, context: Context) -> Context:
-        return await self._pass(context, "on_state_enter", state_name)
-
-    async def on_state_exit(self, state_name: str, context: Context, output: Any) -> Any:
-        for hook in self.hooks:
-            output = await settled(hook.on_state_exit(state_name, context, output))
-        return output
-
-    async def on_transition(self, from_state: str, to_state: str, context: Context) -> Any:
-        for hook in self.hooks:
-            to_state = await settled(hook.on_transition(from_state, to_state, context)) or to_state
-        return to_state
-
-    async def on_error(self, state_name: str, error: Exception, context: Context) -> Any:
-        for hook in self.hooks:
-            if (target := await settled(hook.on_error(state_name, error, context))) is not None:
-                return target
+    def on_agent_stream_event(self, state_name: str, event: dict[str, Any], context: Context) -> Any:
+        """A model is answering, piece by piece. Watches only: nothing that it does is kept."""
         return None
 
-    async def on_action(self, *args: Any) -> Any:
-        *names, context = args
-        answering = [hook for hook in self.hooks if overrides(hook, "on_action")]
-        if not answering:
-            return MachineHooks.on_action(self, *args)
-        for hook in answering:
-            result = await settled(call_action(hook, names[0], names[-1], context))
-            context = context if result is None else result
-        return context
-
-    async def _pass(self, context: Context, method: str, *args: Any) -> Context:
-        for hook in self.hooks:
-            result = await settled(getattr(hook, method)(*args, context))
-            context = context if result is None else result
-        return context
+    def get_tool_provider(self, state_name: str) -> Any:
+        """Where the tools of a state come from, or None for the machine's own. Not `async`."""
+        return None
 
 
 async def settled(value: Any) -> Any:
@@ -124,30 +127,13 @@ async def settled(value: Any) -> Any:
 
 
 def overrides(hooks: Any, method: str) -> bool:
-    """Whether this object defines the method itself."""
-    return getattr(type(hooks), method, None) is not getattr(MachineHooks, method, None)
+    """Whether this object brings the method itself. It need not derive from `MachineHooks`."""
+    own = getattr(hooks, method, None)
+    return own is not None and getattr(own, "__func__", own) is not getattr(MachineHooks, method, None)
 
 
 def is_observer(hooks: Any, method: str) -> bool:
-    return bool(getattr(getattr(type(hooks), method, None), "__observer__", False))
-
-
-def steered_points(hooks: Any) -> frozenset[str]:
-    """The points at which this object may change the outcome."""
-    if isinstance(hooks, CompositeHooks):
-        return frozenset().union(*(steered_points(h) for h in hooks.hooks))
-    return frozenset(
-        point
-        for point, method in POINTS.items()
-        if overrides(hooks, method) and not is_observer(hooks, method)
-    )
-
-
-def observed_points(hooks: Any) -> frozenset[str]:
-    """The points at which this object watches."""
-    if isinstance(hooks, CompositeHooks):
-        return frozenset().union(*(observed_points(h) for h in hooks.hooks))
-    return frozenset(point for point, method in POINTS.items() if is_observer(hooks, method))
+    return bool(getattr(getattr(hooks, method, None), "__observer__", False))
 
 
 def action_takes_state(hooks: Any) -> bool:
@@ -165,34 +151,12 @@ def call_action(hooks: Any, state_name: str, action_name: str, context: Context)
     return hooks.on_action(action_name, context)
 
 
-class HooksRegistry:
-    """Hooks by name. A factory (a class, or a function that returns an object) is called once per user of the name."""
-
-    def __init__(self, factories: Mapping[str, Callable[..., Any]] | None = None) -> None:
-        from flat.hooks.log import LoggingHooks
-        from flat.hooks.metrics import MetricsHooks
-
-        self.factories: dict[str, Callable[..., Any]] = {"logging": LoggingHooks, "metrics": MetricsHooks}
-        self.factories.update(factories or {})
-
-    def register(self, name: str, factory: Callable[..., Any]) -> None:
-        """Register, or replace, a factory."""
-        self.factories[name] = factory
-
-    def has(self, name: str) -> bool:
-        return name in self.factories
-
-    def resolve(self, ref: str | Mapping[str, Any] | Iterable[Any]) -> Any:
-        """A new hooks object for `name`, `{name, args}`, or a list of those."""
-        if isinstance(ref, str):
-            return self._make(ref, {})
-        if isinstance(ref, Mapping):
-            return self._make(ref["name"], ref.get("args") or {})
-        return CompositeHooks(*(self.resolve(r) for r in ref))
-
-    def _make(self, name: str, args: Mapping[str, Any]) -> Any:
-        factory = self.factories.get(name)
-        if factory is None:
-            hint = "register it with HooksRegistry.register(name, factory)"
-            raise BindingError("hooks object", name, self.factories, hint=hint)
-        return factory(**args)
+def plain_copy(context: Mapping[str, Any]) -> Context:
+    """A copy of a context that may be kept and changed; what cannot be copied is shared."""
+    copied: Context = {}
+    for key, value in context.items():
+        try:
+            copied[key] = copy.deepcopy(value)
+        except Exception:  # such as a lock in a value that will not be stored anyway
+            copied[key] = value
+    return copied

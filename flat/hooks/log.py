@@ -10,8 +10,11 @@ import json
 import logging
 import os
 import sys
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
+from flat.errors import DefinitionError
 from flat.hooks.base import Context, MachineHooks, observer
 
 FORMATS = {
@@ -43,24 +46,49 @@ def setup_logging(level: str | int | None = None, format: str | None = None, for
     """Show the library's log, and that of every `get_logger` logger, on standard output.
 
     `level` and `format` (standard, simple, json, or a logging format) default to the environment's
-    FLATAGENTS_LOG_LEVEL and FLATAGENTS_LOG_FORMAT. A second call changes nothing unless `force` is set.
+    FLATAGENTS_LOG_LEVEL and FLATAGENTS_LOG_FORMAT; an unknown level is INFO. With FLATAGENTS_LOG_DIR the same lines
+    go to a file in that folder as well. A second call changes nothing unless `force` is set.
     """
     if _setup and not force:
         return
-    level = level if level is not None else os.environ.get("FLATAGENTS_LOG_LEVEL", "INFO")
-    number = (
-        level if isinstance(level, int) else logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
-    )
-    name = format or os.environ.get("FLATAGENTS_LOG_FORMAT", "standard")
-    handler = logging.StreamHandler(sys.stdout)
-    if name == "json":
-        handler.setFormatter(JsonFormatter())
-    else:
-        handler.setFormatter(logging.Formatter(FORMATS.get(name, name), "%Y-%m-%d %H:%M:%S"))
+    number = _level(os.environ.get("FLATAGENTS_LOG_LEVEL", "INFO") if level is None else level)
+    formatter = _formatter(format or os.environ.get("FLATAGENTS_LOG_FORMAT") or "standard")
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    if folder := os.environ.get("FLATAGENTS_LOG_DIR"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        name = f"flatagents_{os.getpid()}_{datetime.now():%Y%m%d_%H%M%S}.log"
+        handlers.append(logging.FileHandler(Path(folder) / name, encoding="utf-8", delay=True))
+    for handler in handlers:
+        handler.setFormatter(formatter)
     loggers = {ROOT, *_setup.get("loggers", ()), *_handed_out}
-    _setup.update(level=number, handler=handler, loggers=loggers)
-    for logger in loggers:
-        _attach(logging.getLogger(logger))
+    ours = _setup.get("handlers", [])
+    _setup.update(level=number, handlers=handlers, loggers=loggers)
+    for name in loggers:
+        logger = logging.getLogger(name)
+        for old in ours:
+            logger.removeHandler(old)
+        _attach(logger)
+    for old in ours:
+        old.close()
+
+
+def _level(level: str | int) -> int:
+    if isinstance(level, int):
+        return level
+    name = level.strip().upper()
+    return int(name) if name.isdecimal() else logging.getLevelNamesMapping().get(name, logging.INFO)
+
+
+def _formatter(name: str) -> logging.Formatter:
+    if name == "json":
+        return JsonFormatter()
+    try:
+        return logging.Formatter(FORMATS.get(name, name), "%Y-%m-%d %H:%M:%S")
+    except ValueError as error:
+        raise DefinitionError(
+            f"the log format {name!r} is none: write {', '.join(FORMATS)}, json, "
+            f'or a format such as "%(levelname)s %(message)s"'
+        ) from error
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -77,13 +105,11 @@ _handed_out: set[str] = set()
 
 
 def _attach(logger: logging.Logger) -> None:
+    """Give a logger our handlers, unless one above it has them already."""
     if any(logger.name.startswith(other + ".") for other in _setup["loggers"]):
         return
-    for old in [h for h in logger.handlers if getattr(h, "_flat", False)]:
-        logger.removeHandler(old)
-    handler = _setup["handler"]
-    handler._flat = True
-    logger.addHandler(handler)
+    for handler in _setup["handlers"]:
+        logger.addHandler(handler)
     logger.setLevel(_setup["level"])
     logger.propagate = False
 
@@ -123,3 +149,12 @@ class LoggingHooks(MachineHooks):
         *_, action_name, context = args
         self._log("Action: %s", action_name)
         return context
+
+    def on_tool_calls(self, state_name: str, tool_calls: list[Any], context: Context) -> Any:
+        names = ", ".join(
+            str(call.get("name", call)) if isinstance(call, dict) else str(call) for call in tool_calls
+        )
+        self._log("Tool calls in state %s: %s", state_name, names)
+
+    def on_tool_result(self, state_name: str, tool_result: dict[str, Any], context: Context) -> Any:
+        self._log("Tool result in state %s: %s", state_name, tool_result.get("name", tool_result))

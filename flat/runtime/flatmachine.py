@@ -6,7 +6,7 @@ import logging
 import threading
 import uuid
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +15,14 @@ import anyio
 from flat.agents.protocol import Agent
 from flat.backends import MemoryStore
 from flat.backends.protocols import CheckpointStore
-from flat.errors import DefinitionError, ExecutionError, LimitExceeded
+from flat.errors import ExecutionBusy, ExecutionError, LimitExceeded
 from flat.hooks import HooksRegistry
+from flat.runtime.compat.results import get_default_result_backend
+from flat.runtime.configured import MEMORY, configured_store
 from flat.runtime.loading import load
 from flat.runtime.runtime import Outcome, Runtime
 
 log = logging.getLogger("flat")
-LATER = (
-    "lock",
-    "invoker",
-    "result_backend",
-    "signal_backend",
-    "trigger_backend",
-    "agent_registry",
-    "agent_adapters",
-    "tool_provider",
-    "config_store",
-)
 
 
 class FlatMachine:
@@ -50,36 +41,54 @@ class FlatMachine:
         config_dict: Mapping[str, Any] | None = None,
         lifecycle_hooks: Any = None,
         hooks_registry: HooksRegistry | Mapping[str, Callable[..., Any]] | None = None,
-        persistence: CheckpointStore | str | None = None,
+        persistence: Any = None,
+        lock: Any = None,
+        invoker: Any = None,
+        result_backend: Any = None,
+        signal_backend: Any = None,
+        trigger_backend: Any = None,
+        agent_registry: Any = None,
+        agent_adapters: Iterable[Any] | None = None,
         profiles_file: str | Path | None = None,
+        tool_provider: Any = None,
+        config_store: Any = None,
         *,
         hooks: Any = None,
         agents: Mapping[str, Agent] | None = None,
         compat: bool = False,
         **overrides: Any,
     ) -> None:
-        if unavailable := [name for name in LATER if overrides.pop(name, None) is not None]:
-            raise DefinitionError(f"FlatMachine({unavailable[0]}=…) is not available in this version")
-        if lifecycle_hooks is not None:
-            raise DefinitionError(
-                "FlatMachine(lifecycle_hooks=…) is not available in this version; use hooks=…"
-            )
         self.execution_id: str = overrides.pop("_execution_id", None) or str(uuid.uuid4())
+        self.parent_execution_id: str | None = overrides.pop("_parent_execution_id", None)
+        private = {
+            name: overrides.pop(name, None) for name in ("_config_dir", "_profiles_dict", "_profiles_file")
+        }
         self.machine = load(
             config_file,
             config=config_dict,
             hooks=hooks_registry,
             agents=agents,
             shared_hooks=hooks,
-            profiles_file=profiles_file,
+            lifecycle_hooks=lifecycle_hooks,
+            profiles_file=profiles_file or private["_profiles_file"],
             compat=compat,
             overrides=overrides,
+            tool_provider=tool_provider,
+            agent_registry=agent_registry,
+            agent_adapters=agent_adapters,
+            directory=private["_config_dir"],
+            catalogue=private["_profiles_dict"],
         )
+        self.machine.invoker = invoker
         for warning in self.machine.warnings:
             warnings.warn(warning, stacklevel=2)
         self.hooks_registry = self.machine.hooks
         self.compat = compat
         self.persistence = persistence if persistence is not None else self._configured_store()
+        self.lock, self.invoker, self.config_store = lock, invoker, config_store
+        self.result_backend = result_backend or get_default_result_backend()
+        self.signal_backend, self.trigger_backend = signal_backend, trigger_backend
+        self._runtime: Runtime | None = None
         self._began = False
         self.total_api_calls = 0
         self.total_cost = 0.0
@@ -97,15 +106,29 @@ class FlatMachine:
     def states(self) -> Mapping[str, Any]:
         return self.machine.program.nodes
 
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return self.machine.program.settings
+
+    @property
+    def initial_context(self) -> Mapping[str, Any]:
+        return dict(self.machine.program.context.value)
+
+    @property
+    def agent_refs(self) -> Mapping[str, Any]:
+        return self.machine.program.agents
+
+    @property
+    def machine_refs(self) -> Mapping[str, Any]:
+        return self.machine.program.machines
+
     def _configured_store(self) -> CheckpointStore | str | None:
         """Memory unless the file says otherwise; paths are relative to the working directory."""
-        wanted = self.machine.program.settings.get("persistence") or {}
-        if wanted.get("enabled") is False:
+        persistence = self.machine.program.settings.get("persistence") or {}
+        if persistence.get("enabled") is False:
             return None
-        backend = wanted.get("backend", "memory")
-        if backend == "sqlite":
-            return f"sqlite:///{wanted.get('db_path') or 'flatmachines.sqlite'}"
-        return "file:.checkpoints" if backend == "local" else MemoryStore()
+        url = configured_store(self.machine.program)
+        return MemoryStore() if url in (None, MEMORY) else url
 
     async def execute(
         self,
@@ -123,27 +146,70 @@ class FlatMachine:
         if self._began and resume_from is None:
             self.execution_id = str(uuid.uuid4())
         self._began = True
-        async with Runtime(self.persistence) as runtime:
-            if resume_from is not None and self.persistence is not None:
-                self.execution_id = resume_from
-                if await runtime.opened().get(resume_from) is not None:
-                    outcome = await runtime.resume(
-                        resume_from, self.machine, max_steps=max_steps, max_agent_calls=max_agent_calls
-                    )
-                    return self._result(outcome)
-                log.warning("no execution %s to resume: starting it", resume_from)
-            outcome = await runtime.start(
-                self.machine,
-                input,
-                execution_id=self.execution_id,
-                max_steps=max_steps,
-                max_agent_calls=max_agent_calls,
-            )
-            return self._result(outcome)
+        self.execution_id = resume_from or self.execution_id
+        if self.lock is not None and not await self.lock.acquire(self.execution_id):
+            raise ExecutionBusy(self.execution_id, hint="its lock is held")
+        try:
+            store = store_of(self.persistence)
+            async with Runtime(
+                store, results=self.result_backend, trigger=self.trigger_backend
+            ) as self._runtime:
+                return self._result(
+                    await self._run(self._runtime, input, max_steps, max_agent_calls, resume_from)
+                )
+        finally:
+            self._runtime = None
+            if self.lock is not None:
+                with anyio.CancelScope(shield=True):
+                    await self.lock.release(self.execution_id)
 
-    def execute_sync(self, *args: Any, **kwargs: Any) -> Any:
-        """`execute` for code that is not async. Works where an event loop is running already, as in a notebook."""
-        return run_blocking(self.execute, *args, **kwargs)
+    async def _run(
+        self,
+        runtime: Runtime,
+        input: Mapping[str, Any] | None,
+        max_steps: int | None,
+        max_agent_calls: int | None,
+        resume_from: str | None,
+    ) -> Outcome:
+        if self.config_store is not None:
+            await self.config_store.put(self.machine.config_text().decode())
+        await self._take_signals(runtime)
+        limits: dict[str, Any] = {"max_steps": max_steps, "max_agent_calls": max_agent_calls}
+        if resume_from is not None and runtime.kept is not None:
+            if await runtime.opened().get(resume_from) is not None:
+                return await runtime.resume(resume_from, self.machine, **limits)
+            log.warning("no execution %s to resume: starting it", resume_from)
+        return await runtime.start(self.machine, input, execution_id=self.execution_id, **limits)
+
+    async def _take_signals(self, runtime: Runtime) -> None:
+        """Signals of a backend of their own move into the store, where a commit can consume them.
+
+        They are sent before they are taken out, under the same id: whatever happens between, none is lost or doubled.
+        """
+        backend, store = self.signal_backend, runtime.kept
+        if backend is not None and store is not None:
+            from flat.runtime.compat.signals import move_signals
+
+            await move_signals(backend, store)
+
+    async def cancel(self) -> None:
+        """Stop the execution that runs, for good."""
+        if self._runtime is not None:
+            await self._runtime.cancel(self.execution_id, "cancelled")
+
+    def execute_sync(
+        self,
+        input: Mapping[str, Any] | None = None,
+        max_steps: int | None = None,
+        max_agent_calls: int | None = None,
+        handle_signals: bool = True,
+    ) -> Any:
+        """`execute` for code that is not async. Works where an event loop is running already, as in a notebook.
+
+        Ctrl-C ends it with `KeyboardInterrupt` in any case, and leaves an execution that can be resumed.
+        """
+        del handle_signals
+        return run_blocking(self.execute, input, max_steps, max_agent_calls)
 
     def _result(self, outcome: Outcome) -> Any:
         self.outcome = outcome
@@ -166,6 +232,20 @@ class FlatMachine:
                 node=outcome.node,
             )
         return {} if outcome.output is None else outcome.output
+
+
+class WaitingForSignal(Exception):
+    """The seed system's own mark of a pause. Here waiting is a status: this is never raised."""
+
+    def __init__(self, channel: str) -> None:
+        self.channel = channel
+        super().__init__(f"waiting for a signal on {channel}")
+
+
+def store_of(persistence: Any) -> CheckpointStore | str | None:
+    """The store that an argument `persistence` means: a store, its URL, or one of the seed system's backends."""
+    store: CheckpointStore | str | None = getattr(persistence, "store", persistence)
+    return store
 
 
 def run_blocking(function: Any, *args: Any, **kwargs: Any) -> Any:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -22,9 +24,12 @@ from flat.agents.protocol import Agent
 from flat.bindings import Bindings
 from flat.core.program import Program
 from flat.core.program_codec import program_from_data, program_to_data
-from flat.errors import DefinitionError, IncompatibleSnapshot
+from flat.errors import DefinitionError, IncompatibleSnapshot, UnknownName
 from flat.hooks import HooksRegistry
-from flat.runtime.machine import Machine
+from flat.runtime.machine import Machine, MakeAgent, litellm_agent
+
+if TYPE_CHECKING:
+    from flat.agents.adapters import AgentAdapter, AgentAdapterRegistry
 
 CACHE_FORMAT = 1
 
@@ -36,16 +41,24 @@ def load(
     hooks: HooksRegistry | Mapping[str, Callable[..., Any]] | None = None,
     agents: Mapping[str, Agent] | None = None,
     shared_hooks: Any = None,
+    lifecycle_hooks: Any = None,
     bindings: Bindings | None = None,
     profiles_file: str | os.PathLike[str] | None = None,
     compat: bool = False,
     overrides: Mapping[str, Any] | None = None,
+    tool_provider: Any = None,
+    agent_registry: AgentAdapterRegistry | None = None,
+    agent_adapters: Iterable[AgentAdapter] | None = None,
+    directory: str | os.PathLike[str] | None = None,
+    catalogue: Mapping[str, Any] | None = None,
 ) -> Machine:
     """A machine from a file or a folder, or from a mapping. Raises `SpecError` with everything that is wrong.
 
     `hooks` answers the names in the file: a registry, or factories by name. `agents` are used instead of the
-    file's, by name. `compat` lets pass with a warning what the seed system lets pass. `overrides` replace keys of
-    the file's `data`.
+    file's, by name. `tool_provider` runs the tools of states whose hooks have none. `compat` lets pass with a warning
+    what the seed system lets pass. `overrides` replace keys of the file's `data`. `agent_adapters` make agents of
+    further types, beside the built-in ones; `agent_registry` is asked instead of those. `directory` is what paths in
+    a mapping are relative to; `catalogue` has profiles, as plain data, for a machine without any.
     """
     if hooks is not None and not isinstance(hooks, HooksRegistry):
         if not isinstance(hooks, Mapping):
@@ -53,15 +66,16 @@ def load(
                 "hooks by name are a HooksRegistry; one object for all states is shared_hooks=…"
             )
         hooks = HooksRegistry(hooks)
-    given = shared_hooks is not None
+    given = (shared_hooks is not None, lifecycle_hooks is not None)
+    wanted = Wanted(profiles_file, compat, *given, catalogue=catalogue)
     if path is not None and not overrides:
-        program, warnings, origin = _from_file(Path(path).expanduser(), profiles_file, compat, given)
+        program, warnings, origin = _from_file(Path(path).expanduser(), wanted)
     elif path is not None:
         main = Path(path).expanduser()
-        program, warnings, origin = _with_overrides(main, overrides or {}, profiles_file, compat, given)
+        program, warnings, origin = _with_overrides(main, overrides or {}, wanted)
     elif config is not None:
         merged = {**config, "data": {**config.get("data", {}), **(overrides or {})}} if overrides else config
-        program, warnings, origin = _from_mapping(merged, Path.cwd(), profiles_file, compat, given)
+        program, warnings, origin = _from_mapping(merged, Path(directory or Path.cwd()), wanted)
     else:
         raise DefinitionError("give a machine file, or a config")
     return Machine(
@@ -70,40 +84,140 @@ def load(
         bindings or Bindings(),
         agents=agents or {},
         shared_hooks=shared_hooks,
+        lifecycle_hooks=lifecycle_hooks,
+        make_agent=_maker(program, agent_registry, agent_adapters, tool_provider),
         origin=origin,
         warnings=warnings,
+        tool_provider=tool_provider,
     )
 
 
+def _maker(
+    program: Program,
+    registry: AgentAdapterRegistry | None,
+    adapters: Iterable[AgentAdapter] | None,
+    tool_provider: Any,
+) -> MakeAgent:
+    """What makes a machine's agents: the built-in adapters, unless it is given others."""
+    if registry is None and adapters is None and tool_provider is None:
+        return litellm_agent
+    from flat.agents.adapters import check_types, default_registry, make_agent
+
+    registry = registry or default_registry(adapters)
+    check_types({name: c for name, c in program.agents.items() if not c.get("problem")}, registry)
+    return partial(make_agent, registry=registry, tool_provider=tool_provider)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How a file is to be loaded."""
+
+    profiles_file: Any = None
+    compat: bool = False
+    given_hooks: bool = False
+    given_lifecycle: bool = False
+    roots: tuple[Path, ...] = ()
+    catalogue: Mapping[str, Any] | None = None
+    """Profiles for a machine that has none of its own, as plain data."""
+
+
+def child_of(machine: Machine, name: str) -> Machine:
+    """The machine behind an entry of `machines`, loaded when it is first run.
+
+    It answers names with its parent's registry, and has hooks objects of its own. Its files may lie wherever its
+    parent's may.
+    """
+    known = machine.children.get(name)
+    if known is None:
+        known = machine.children[name] = _load_child(machine, name)
+    return known
+
+
+def _load_child(parent: Machine, name: str) -> Machine:
+    ref = parent.program.machines.get(name)
+    if ref is None:
+        raise UnknownName("machine", name, parent.program.machines)
+    folder = _folder(parent.origin)
+    # The project of a machine in `config/` is the folder above.
+    roots = parent.roots or (folder.parent if folder.name == "config" else folder,)
+    wanted = Wanted(compat=ref.get("compat", False), roots=roots, catalogue=ref.get("profiles"))
+    if "path" in ref:
+        program, warnings, origin = _from_file(folder / ref["path"], wanted)
+    elif "inline" in ref:
+        program, warnings, _ = _from_mapping(ref["inline"], folder, wanted)
+        origin = parent.origin
+    else:
+        raise DefinitionError(f'machine "{name}" is a tree, which this version of flat does not run yet')
+    return as_child(parent, program, origin, warnings, roots)
+
+
+def as_child(
+    parent: Machine,
+    program: Program,
+    origin: Path | None,
+    warnings: Sequence[str] = (),
+    roots: tuple[Path, ...] | None = None,
+) -> Machine:
+    """A machine of this program that answers names with its parent's registry, agents and adapters."""
+    return replace(
+        parent,
+        program=program,
+        shared_hooks=None,
+        lifecycle_hooks=None,
+        origin=origin,
+        warnings=warnings,
+        tool_provider=None,
+        invoker=None,
+        roots=parent.roots if roots is None else roots,
+        children={},
+        _config_text=None,
+    )
+
+
+def _folder(origin: Path | None) -> Path:
+    if origin is None:
+        return Path.cwd()
+    return origin if origin.is_dir() else origin.parent
+
+
 def _from_mapping(
-    config: Mapping[str, Any], directory: Path, profiles_file: Any, compat: bool, given: bool
+    config: Mapping[str, Any], directory: Path, wanted: Wanted
 ) -> tuple[Program, list[str], Path | None]:
     from flat.spec.load import load_machine_dict
     from flat.spec.lower import lower
 
-    source = load_machine_dict(config, directory, compat=compat, profiles_file=profiles_file)
-    return lower(source, given_hooks=given), [str(p) for p in source.problems], None
+    source = load_machine_dict(
+        config,
+        directory,
+        compat=wanted.compat,
+        profiles_file=wanted.profiles_file,
+        roots=wanted.roots,
+        catalogue=wanted.catalogue,
+    )
+    return (
+        lower(source, given_hooks=wanted.given_hooks, given_lifecycle=wanted.given_lifecycle),
+        [str(p) for p in source.problems],
+        None,
+    )
 
 
 def _with_overrides(
-    path: Path, overrides: Mapping[str, Any], profiles_file: Any, compat: bool, given: bool
+    path: Path, overrides: Mapping[str, Any], wanted: Wanted
 ) -> tuple[Program, list[str], Path | None]:
     from flat.spec.load import load_machine
 
-    source = load_machine(path, compat=compat, profiles_file=profiles_file, check=False)
+    source = load_machine(path, compat=wanted.compat, profiles_file=wanted.profiles_file, check=False)
     config = dict(source.document.value)
     config["data"] = {**config["data"], **overrides}
-    program, warnings, _ = _from_mapping(config, source.directory, profiles_file, compat, given)
+    program, warnings, _ = _from_mapping(config, source.directory, wanted)
     return program, warnings, path
 
 
-def _from_file(
-    path: Path, profiles_file: Any, compat: bool, given: bool
-) -> tuple[Program, list[str], Path | None]:
+def _from_file(path: Path, wanted: Wanted) -> tuple[Program, list[str], Path | None]:
     from flat.spec.files import find_machine
 
     main = find_machine(path)
-    key = _key(main, profiles_file, compat, given)
+    key = _key(main, wanted)
     entry = _cache_path(key) if key else None
     if entry is not None and (cached := _read(entry)) is not None:
         return cached, [], main
@@ -111,8 +225,14 @@ def _from_file(
     from flat.spec.load import load_machine
     from flat.spec.lower import lower
 
-    source = load_machine(main, compat=compat, profiles_file=profiles_file)
-    program = lower(source, given_hooks=given)
+    source = load_machine(
+        main,
+        compat=wanted.compat,
+        profiles_file=wanted.profiles_file,
+        roots=wanted.roots,
+        catalogue=wanted.catalogue,
+    )
+    program = lower(source, given_hooks=wanted.given_hooks, given_lifecycle=wanted.given_lifecycle)
     if entry is not None and not source.problems:
         root = source.roots[0]
         files = {str(root / name): _digest(data) for name, data in source.files.items()}
@@ -130,13 +250,13 @@ def cache_folder() -> Path | None:
     return None if os.environ.get("FLAT_CACHE") == "off" else cache_dir() / "programs"
 
 
-def _key(main: Path, profiles_file: Any, compat: bool, given: bool) -> str | None:
+def _key(main: Path, wanted: Wanted) -> str | None:
     try:
         text = main.read_bytes()
     except OSError:
         return None
     # The path is part of the key because the program holds it, for messages.
-    parts = (_compiler(), str(main), os.getcwd(), str(profiles_file or ""), str(compat), str(given))
+    parts = (_compiler(), str(main), os.getcwd(), repr(wanted))
     return hashlib.sha256("\0".join(parts).encode() + b"\0" + text).hexdigest()[:40]
 
 

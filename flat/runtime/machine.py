@@ -7,46 +7,38 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any
 
+import anyio
 import orjson
+from anyio.abc import TaskGroup
 
 from flat.agents.protocol import Agent
 from flat.bindings import Bindings
 from flat.core.advance import Advance
-from flat.core.hookref import GIVEN, HookRefs
+from flat.core.hookref import GIVEN, GIVEN_LIFECYCLE, HookRefs
 from flat.core.program import Program, bound
 from flat.core.program_codec import program_from_data, program_to_data
 from flat.core.snapshot import Snapshot
 from flat.drivers.draft import draft_of
-from flat.errors import BindingError, DefinitionError, Location, UnknownName
-from flat.hooks import CompositeHooks, HooksRegistry, observed_points, steered_points
-from flat.hooks.base import POINTS, settled
+from flat.errors import BindingError, DefinitionError, UnknownName
+from flat.hooks import CompositeHooks, HooksRegistry, members, observed_points, steered_points
+from flat.hooks.base import POINTS, plain_copy, settled
 
 log = logging.getLogger("flat")
 MakeAgent = Callable[[str, Mapping[str, Any]], Agent]
 
 
 def litellm_agent(name: str, config: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Agent:
-    """An agent from its plain configuration, on litellm. Nothing heavy is imported before this is called.
+    """An agent from its plain configuration, by the built-in adapters: on litellm, unless its type says otherwise.
 
-    `overrides` are model settings that win over every profile.
+    Nothing heavy is imported before this is called. `overrides` are model settings that win over every profile.
     """
-    from flat.agents.bundle import build_agent
+    from flat.agents.adapters import make_agent
 
-    places = config.get("places") or {}
-
-    def locate(path: tuple[str, ...]) -> Location | None:
-        return Location(*places[path[0]]) if path and path[0] in places else None
-
-    return build_agent(
-        config["config"],
-        catalogue=config["catalogue"],
-        name=config["name"] or name,
-        locate=locate,
-        compat=config["compat"],
-    )
+    return make_agent(name, config, overrides=overrides)
 
 
 @dataclass
@@ -61,9 +53,19 @@ class Machine:
     """Agents that are there already, by name; they win over the program's configuration."""
     shared_hooks: Any = None
     """The object that serves the machine and every state that names no hooks of its own, if one was given."""
+    lifecycle_hooks: Any = None
+    """The object that serves the machine's beginning and end alone, if one was given."""
     origin: Path | None = None
     """The folder or file it was loaded from, kept with its executions so that they can be resumed by id alone."""
     warnings: Sequence[str] = ()
+    invoker: Any = None
+    """Starts what the machine launches, where that is not to be an execution of the same store."""
+    tool_provider: Any = None
+    """What runs the tools of a tool loop where no hooks do."""
+    roots: tuple[Path, ...] = ()
+    """Folders that the files of its children may lie in, besides their own."""
+    children: dict[str, Machine] = field(default_factory=dict, repr=False, compare=False)
+    """The child machines that were loaded so far, by name."""
     _config_text: bytes | None = field(default=None, repr=False)
 
     @property
@@ -72,9 +74,10 @@ class Machine:
 
     def hooks_object(self, refs: HookRefs) -> Any:
         """A new hooks object for a reference, or None for the empty one."""
+        given = {GIVEN: self.shared_hooks, GIVEN_LIFECYCLE: self.lifecycle_hooks}
         made = [
-            self.shared_hooks
-            if r.name == GIVEN
+            given[r.name]
+            if r.name in given
             else self.hooks.resolve({"name": r.name, "args": orjson.loads(r.args)})
             for r in refs
         ]
@@ -102,7 +105,8 @@ class Machine:
     def calls_models(self) -> bool:
         """Whether a run of this machine is going to need the model client."""
         return self.make_agent is litellm_agent and any(
-            name not in self.agents for name in self.program.agents
+            name not in self.agents and config.get("type", "flatagent") == "flatagent"
+            for name, config in self.program.agents.items()
         )
 
 
@@ -133,8 +137,21 @@ class HooksOfRun:
 
     def get(self, refs: HookRefs) -> Any:
         if refs not in self.objects:
-            self.objects[refs] = self.machine.hooks_object(refs)
+            hooks = self.objects[refs] = self.machine.hooks_object(refs)
+            if isinstance(hooks, CompositeHooks):
+                hooks.tells_observers = False  # `tell` does
         return self.objects[refs]
+
+    def in_background(self, group: TaskGroup | None, snapshot: Snapshot | None) -> anyio.CancelScope:
+        """Start what hooks do beside the execution; the scope ends it."""
+        scope = anyio.CancelScope()
+        objects = {id(one): one for made in self.objects.values() for one in members(made)}
+        beside = [o for o in objects.values() if iscoroutinefunction(getattr(o, "on_background", None))]
+        if beside and group is not None:
+            known = {} if snapshot is None else snapshot.root.context
+            facts = {"execution_id": "" if snapshot is None else snapshot.execution_id}
+            group.start_soon(_beside, scope, beside, {**known, "machine": facts})
+        return scope
 
     @property
     def watching(self) -> bool:
@@ -162,7 +179,7 @@ class HooksOfRun:
         if point not in self.observed.get(refs, ()):
             return
         context = draft_of(snapshot.root.context)
-        for hooks in _members(self.objects[refs]):
+        for hooks in members(self.objects[refs]):
             if point in observed_points(hooks):
                 try:
                     await settled(getattr(hooks, POINTS[point])(*names, context, *output.values()))
@@ -170,8 +187,17 @@ class HooksOfRun:
                     log.exception("observing hook %s of %s raised", POINTS[point], type(hooks).__name__)
 
 
-def _members(hooks: Any) -> Sequence[Any]:
-    return hooks.hooks if isinstance(hooks, CompositeHooks) else (hooks,)
+async def _beside(scope: anyio.CancelScope, beside: Sequence[Any], context: Mapping[str, Any]) -> None:
+    async def one(hooks: Any) -> None:
+        try:
+            await hooks.on_background(plain_copy(context))
+        except Exception:  # what runs beside an execution must not end it
+            log.exception("on_background of %s raised and is over", type(hooks).__name__)
+
+    with scope:
+        async with anyio.create_task_group() as group:
+            for hooks in beside:
+                group.start_soon(one, hooks)
 
 
 def hooks_from_module(spec: str, directory: Path) -> Any:

@@ -30,6 +30,47 @@ class OutputField(Closed):
     )
 
 
+class McpServer(Open):
+    """One MCP server: a program to start, or an HTTP address."""
+
+    command: str | None = Field(None, description="The program to start.", examples=["uvx"])
+    args: list[str] | None = Field(None, description="Its arguments.", examples=[["mcp-server-time"]])
+    env: dict[str, str] | None = Field(
+        None, description="Its environment, beside the usual.", examples=[{"TOKEN": "${env:TOKEN}"}]
+    )
+    cwd: str | None = Field(None, description="Where it runs.", examples=["/srv/data"])
+    server_url: str | None = Field(
+        None, description="The address of a server of streamable HTTP.", examples=["https://example.com/mcp"]
+    )
+    headers: dict[str, str] | None = Field(
+        None, description="Headers of each request.", examples=[{"Authorization": "Bearer ${env:TOKEN}"}]
+    )
+    timeout: float | None = Field(None, description="Longest wait for an answer, in seconds.", examples=[20])
+
+
+class ToolFilter(Closed):
+    """Which tools of the servers an agent may use: `server:tool`, or `server:*` for all of one."""
+
+    allow: list[str] | None = Field(None, description="Only these; all when absent.", examples=[["time:*"]])
+    deny: list[str] | None = Field(None, description="Not these; wins.", examples=[["time:set_clock"]])
+
+
+class McpConfig(Closed):
+    """The MCP servers of an agent, and what its prompts say about their tools."""
+
+    servers: dict[str, McpServer] | None = Field(
+        None, description="The servers by name.", examples=[{"time": {"command": "uvx"}}]
+    )
+    tool_filter: ToolFilter | None = Field(
+        None, description="Which of their tools may be used.", examples=[{"allow": ["time:*"]}]
+    )
+    tool_prompt: str | None = Field(
+        None,
+        description="A template over `tools`; prompts place it as `{{ tools_prompt }}`.",
+        examples=["{% for tool in tools %}{{ tool.name }} {% endfor %}"],
+    )
+
+
 class PromptData(Closed):
     """What an agent is told, and what it may use."""
 
@@ -47,10 +88,17 @@ class PromptData(Closed):
     output: dict[str, OutputField] | None = Field(
         None, description="The fields of a structured answer.", examples=[{"tag": {"type": "str"}}]
     )
+    output_repairs: int | None = Field(
+        None,
+        description="How often the model may put an answer right that does not fit `output`; 2 when absent.",
+        examples=[1],
+        ge=0,
+        le=10,
+    )
     tools: list[dict[str, Any]] | None = Field(
         None, description="Tools as JSON definitions of functions.", examples=[[{"type": "function"}]]
     )
-    mcp: dict[str, Any] | None = Field(
+    mcp: McpConfig | None = Field(
         None, description="MCP servers whose tools the agent may use.", examples=[{"servers": {}}]
     )
 
@@ -81,6 +129,15 @@ class ModelConfig(Open):
         None, description="What carries the call.", examples=["litellm", "codex", "copilot"]
     )
     api: str | None = Field(None, description="Which API of the provider.", examples=["responses"])
+    api_key: str | None = Field(
+        None, description="The key, best by reference.", examples=["${env:OPENAI_API_KEY}"]
+    )
+    token_command: str | list[str] | None = Field(
+        None,
+        description="A command that prints the key; run again when it is refused.",
+        examples=["gh auth token"],
+    )
+    timeout: float | None = Field(None, description="Longest wait for an answer, in seconds.", examples=[60])
     oauth: dict[str, Any] | None = Field(
         None, description="Client settings for OAuth.", examples=[{"provider": "openai"}]
     )

@@ -22,6 +22,11 @@ from flat.spec.sources import AgentSource, CatalogueSource, ChildSource, Machine
 M = TypeVar("M", bound=BaseModel)
 
 _PROMPT_KEYS = tuple(PromptData.model_fields)
+_CONFIG_SUFFIXES = (".yml", ".yaml", ".json")
+_CODED = ("smolagents", "pi-agent")
+"""Types of agents whose `ref` names code: a package, or a file with `#name` behind it."""
+_CONFIGURED = ("flatagent", "claude-code", "codex-cli")
+"""Types of agents whose `ref` can be nothing but a file of options."""
 
 
 class Assembly:
@@ -35,15 +40,23 @@ class Assembly:
         self.documents: list[Document] = []
         self.data: Mapping[str, Any] = mapping(main.value.get("data"))
 
-    def finish(self, profiles_file: str | os.PathLike[str] | None, check: bool) -> MachineSource:
+    def finish(
+        self,
+        profiles_file: str | os.PathLike[str] | None,
+        inherited: Mapping[str, Any] | CatalogueSource | None,
+        check: bool,
+    ) -> MachineSource:
         """Follow everything, then give the source, or raise all problems at once."""
         self._seen(self.main.document)
         machine = self._shape(MachineFile, self.main)
         agents = {name: self._agent(name, ref) for name, ref in self._entries("agents").items()}
         children = {name: self._child(name, ref) for name, ref in self._entries("machines").items()}
-        catalogue = self._catalogue(profiles_file)
+        catalogue = self._catalogue(profiles_file) or self._inherited(inherited)
         if check or machine is None:
             self.problems += check_document(self.main.document, agents, catalogue, self.compat)
+        if check:
+            for child in children.values():
+                self._inside(child, catalogue)
         problems = in_file_order(self.problems)
         if any(problem.severity == "error" for problem in problems) or machine is None:
             raise SpecError(problems)
@@ -174,7 +187,8 @@ class Assembly:
         config = dict(mapping(here.value.get("config")))
         if not isinstance(type_, str):
             return AgentSource(name=name)
-        if isinstance(ref, str) and (_looks_like_file(ref) or (self.files.directory / ref).is_file()):
+        file: Part | None = None
+        if isinstance(ref, str) and self._is_config_file(type_, ref):
             found = self._read(ref, (self.files.directory,), here.locate("ref"))
             if isinstance(found, Problem):
                 if found.code != "unreadable":
@@ -186,10 +200,35 @@ class Assembly:
                 base = self.files.resolve(ref, self.files.directory).parent
                 return self._flat_agent(name, found, base)
             config = {**found.value, **config}
-            ref = None
+            ref, file = None, found
+        elif isinstance(ref, str) and type_ in _CODED:
+            self._code(ref.partition("#")[0], here.locate("ref"))
         return AgentSource(
-            name=name, type=type_, label=name, config=config, ref=ref, directory=self.files.directory
+            name=name,
+            type=type_,
+            label=name,
+            file=file,
+            config=config,
+            ref=ref,
+            directory=self.files.directory,
         )
+
+    def _code(self, path: str, place: Location | None) -> None:
+        """Code that runs as an agent must lie where other files of the project may."""
+        if not _looks_like_file(path) and not path.endswith((".py", ".js", ".mjs")):
+            return
+        try:
+            self.files.resolve(path, self.files.directory)
+        except Refused as refused:
+            self._fail(refused.code, refused.message, place, refused.hint)
+
+    def _is_config_file(self, type_: str, ref: str) -> bool:
+        """Whether a `ref` is a file of options; for a kind that runs code it may name that code."""
+        if ref.endswith(_CONFIG_SUFFIXES):
+            return True
+        if type_ not in _CONFIGURED:
+            return False
+        return _looks_like_file(ref) or (self.files.directory / ref).is_file()
 
     def _child(self, name: str, ref: Any) -> ChildSource:
         if isinstance(ref, str):
@@ -202,6 +241,19 @@ class Assembly:
         if "tree" in value:
             return ChildSource(name=name, tree=value)
         return ChildSource(name=name, inline=value)
+
+    def _inside(self, child: ChildSource, catalogue: CatalogueSource | None) -> None:
+        """Check a machine that is written in this file. One in a file of its own is read when it is run."""
+        if not child.inline:
+            return
+        document = replace(self.main.document, value=child.inline, problems=())
+        part = Part(value=child.inline, document=document)
+        lenient = mapping(mapping(child.inline.get("data")).get("settings")).get("compat", False)
+        nested = Assembly(part, self.files, self.compat or bool(lenient))
+        try:
+            self.problems += nested.finish(None, catalogue, check=True).problems
+        except SpecError as error:
+            self.problems += error.problems
 
     def _catalogue(self, explicit: str | os.PathLike[str] | None) -> CatalogueSource | None:
         """The catalogue the caller names, or the one the file names, or `profiles.yml` beside the machine."""
@@ -221,6 +273,11 @@ class Assembly:
                 self.problems.append(found)
             return None
         return self._unwrapped(found)
+
+    def _inherited(self, catalogue: Mapping[str, Any] | CatalogueSource | None) -> CatalogueSource | None:
+        if catalogue is None or isinstance(catalogue, CatalogueSource):
+            return catalogue
+        return self._unwrapped(Part(value=catalogue, document=Document(dict(catalogue))))
 
     def _named_by_caller(self, path: Path) -> Part:
         """A catalogue that code names may be anywhere; paths written in files may not."""

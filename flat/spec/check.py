@@ -13,8 +13,8 @@ from typing import Any
 from flat.errors import Location, Problem, did_you_mean, nearest
 from flat.spec.check_text import TextChecks
 from flat.spec.document import Document, Step, mapping
+from flat.spec.machine import Backends, Persistence, Settings
 from flat.spec.sources import AgentSource, CatalogueSource, MachineSource, Part
-from flat.spec.support import check_support
 
 FORGIVEN = frozenset(
     {
@@ -23,6 +23,7 @@ FORGIVEN = frozenset(
         "key",
         "undefined-name",
         "unknown-agent",
+        "unknown-backend",
         "unknown-machine",
         "unknown-profile",
         "unknown-state",
@@ -41,11 +42,21 @@ _NEEDS = (
 )
 """Fields of a state that do nothing without one of some others, and the words for those."""
 
-_SETTINGS = (
-    "max_steps", "max_depth", "parallel_fallback", "backends", "agent_runners", "compat", "in_doubt",
-    "native_types",
+_SETTINGS = tuple(Settings.model_fields)
+_PERSISTENCE = tuple(Persistence.model_fields)
+_BACKENDS: Mapping[str, tuple[str, ...]] = {
+    "persistence": ("memory", "local", "sqlite", "redis", "postgres", "s3", "dynamodb"),
+    "locking": ("none", "local", "sqlite", "redis", "consul", "dynamodb"),
+    "results": ("memory", "redis", "dynamodb"),
+    "registration": ("memory", "sqlite", "redis", "dynamodb"),
+    "work": ("memory", "sqlite", "redis", "dynamodb"),
+    "signal": ("memory", "sqlite", "redis", "dynamodb"),
+    "trigger": ("none", "file", "socket"),
+}
+"""What `settings.backends` may name; a store may also be given by its URL."""
+_CHECKPOINTS = (
+    "machine_start", "state_enter", "execute", "tool_call", "waiting", "state_exit", "machine_end",
 )  # fmt: skip
-_PERSISTENCE = ("enabled", "backend", "db_path", "checkpoint_on")
 _MODEL = (
     "name", "provider", "profile", "temperature", "max_tokens", "top_p", "top_k", "frequency_penalty",
     "presence_penalty", "seed", "base_url", "stream", "stream_options", "backend", "api", "oauth", "type",
@@ -54,6 +65,25 @@ _MODEL = (
     "headers", "min_p", "extra_headers", "max_completion_tokens", "api_version", "parallel_tool_calls",
 )  # fmt: skip
 """Known keys of open mappings: keys very near to one of them are probably misspelt."""
+
+
+RUNNER_KEYS: Mapping[str, tuple[str, ...]] = {
+    "flatagent": (),
+    "claude-code": (
+        "claude_bin", "model", "permission_mode", "dangerously_skip_permissions", "add_dirs", "system_prompt",
+        "append_system_prompt", "tools", "mcp_config", "max_budget_usd", "effort", "working_dir", "timeout",
+        "max_continuations", "exit_sentinel", "continuation_prompt", "rate_limit_delay", "rate_limit_jitter",
+    ),
+    "codex-cli": (
+        "codex_bin", "model", "sandbox", "approval_policy", "dangerously_bypass_approvals_and_sandbox",
+        "reasoning_effort", "output_schema", "add_dirs", "skip_git_repo_check", "ephemeral", "search",
+        "config_overrides", "feature_enable", "feature_disable", "working_dir", "timeout", "rate_limit_delay",
+        "rate_limit_jitter", "use_app_server", "session_source",
+    ),
+    "smolagents": (),
+    "pi-agent": ("runner", "node", "cwd", "env", "timeout", "agent_config", "config"),
+}  # fmt: skip
+"""Built-in types of agents, and the keys that their settings may have; none where they are the user's own."""
 
 
 def check_machine(source: MachineSource) -> list[Problem]:
@@ -102,8 +132,9 @@ class _Checks:
                 self._state(name, state)
             self._reachable()
         self._near_misses(("settings",), _SETTINGS)
+        self._near_misses(("settings", "backends"), tuple(Backends.model_fields))
         self._near_misses(("persistence",), _PERSISTENCE)
-        self.problems += check_support(self.data)
+        self._storage()
         self._catalogue()
         for agent in self.agents.values():
             self._agent(agent)
@@ -244,8 +275,27 @@ class _Checks:
         )
         self.problems += near_misses(part, known, ".".join(path))
 
+    def _storage(self) -> None:
+        """Whether what is said about storage is something that exists."""
+        backends = mapping(mapping(self.data.value.get("settings")).get("backends"))
+        for field, known in _BACKENDS.items():
+            named = backends.get(field)
+            if isinstance(named, str) and named not in known and ":" not in named:
+                hint = did_you_mean(named, known)
+                said = f'there is no backend "{named}" for {field}'
+                self._say("unknown-backend", said, ("settings", "backends", field), hint)
+        events = _list(mapping(self.data.value.get("persistence")).get("checkpoint_on"))
+        for index, event in enumerate(events):
+            if isinstance(event, str) and event not in _CHECKPOINTS:
+                path = ("persistence", "checkpoint_on", index)
+                said = f'there is no event "{event}"'
+                self._say("unknown-event", said, path, did_you_mean(event, _CHECKPOINTS), warn=True)
+
     def _agent(self, agent: AgentSource) -> None:
-        if agent.type != "flatagent" or agent.file is None:
+        if agent.type != "flatagent":
+            self._typed_agent(agent)
+            return
+        if agent.file is None:
             return
         field = "model" if agent.shape == "legacy" else "profile"
         part = agent.file
@@ -258,6 +308,24 @@ class _Checks:
             wanted, path = wanted.get("profile"), (*path, "profile")
         if isinstance(wanted, str):
             self._profile(wanted, part.locate(*path))
+
+    def _typed_agent(self, agent: AgentSource) -> None:
+        """Types are open, adapters may bring more; so only what looks like a slip is told, as a warning."""
+        known = RUNNER_KEYS.get(agent.type)
+        if known is None and (meant := nearest(agent.type, tuple(RUNNER_KEYS))):
+            said = f'no built-in adapter makes agents of type "{agent.type}"'
+            self._say(
+                "unknown-agent-type",
+                said,
+                ("agents", agent.name, "type"),
+                f'did you mean "{meant}"?',
+                warn=True,
+            )
+        path = (*self.data.path, "agents", agent.name, "config")
+        inline = mapping(self.data.document.get(path))
+        parts = [Part(value=inline, document=self.data.document, path=path), *filter(None, [agent.file])]
+        for part in parts:
+            self.problems += near_misses(part, known or (), f"{agent.type} agents")
 
     def _profile(self, name: str, place: Location | None) -> None:
         if self.catalogue is None:
@@ -279,10 +347,12 @@ class _Checks:
                 self.problems.append(Problem("unknown-profile", f'there is no profile "{name}"', place, hint))
         part = self.catalogue.part
         for name, profile in self.catalogue.profiles.items():
-            if profile.get("type", "llm") == "llm":
+            kind = profile.get("type", "llm")
+            known, words = (_MODEL, "model") if kind == "llm" else (RUNNER_KEYS.get(kind), f"{kind} profiles")
+            if known is not None:
                 path = (*part.path, "model_profiles", name)
                 self.problems += near_misses(
-                    Part(value=profile, document=part.document, path=path), _MODEL, "model"
+                    Part(value=profile, document=part.document, path=path), (*known, "type", "ref"), words
                 )
 
 

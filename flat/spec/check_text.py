@@ -22,7 +22,11 @@ _SECRET_KEY = re.compile(r"(?:^|_)(?:api_?key|token|secret|password)$", re.IGNOR
 _SECRET_VALUE = re.compile(r"(?:sk|pk|ghp|xoxb|AKIA)[-_A-Z0-9a-z]{12,}")
 _REFERENCE = re.compile(r"\$\{|\{\{|^env:|^secret\(")
 
-_GIVEN = ("last_error", "last_error_type", "machine")
+_GIVEN = (
+    *("last_error", "last_error_type", "machine", "_mdap_metrics"),
+    *("_tool_loop_chain", "_tool_loop_content", "_tool_loop_cost", "_tool_loop_stop", "_tool_loop_turns"),
+    "_tool_calls_count",
+)
 """Context keys that the engine sets."""
 
 _STATE = frozenset({"context", "input"})
@@ -62,6 +66,7 @@ class TextChecks:
         self.agents = agents
         self.catalogue = catalogue
         self.problems: list[Problem] = []
+        self.condition = self._engine()
         self.declared = {*_GIVEN, *mapping(data.value.get("context"))}
         for state in states.values():
             self.declared.update(mapping(state.get("output_to_context")))
@@ -75,6 +80,19 @@ class TextChecks:
         self._secrets()
         return self.problems
 
+    def _engine(self) -> type[Condition] | None:
+        """The machine's language of conditions. None, and one problem at the choice, when it is not there."""
+        engine = self.data.value.get("expression_engine")
+        if engine != "cel":
+            return Condition
+        from flat.core import cel
+
+        if not cel.is_installed():
+            place = self.data.locate("expression_engine")
+            self.problems.append(Problem("missing-package", cel.MISSING, place, cel.INSTALL))
+            return None
+        return cel.CelCondition
+
     def _state(self, name: str, state: Mapping[str, Any]) -> None:
         at = ("states", name)
         item = str(state.get("as") or "item")
@@ -83,7 +101,7 @@ class TextChecks:
                 scope = scope | {item}
             if field in state:
                 self._templates(self.data, (*at, field), state[field], scope, in_state=True)
-        self._templates(self.data, (*at, "key"), state.get("key"), _STATE | {item, "output"}, in_state=True)
+        self._templates(self.data, (*at, "key"), state.get("key"), _STATE | {item}, in_state=True)
         for key, value in mapping(state.get("output_to_context")).items():
             if isinstance(value, str):
                 scope = _STATE | {"output"}
@@ -124,10 +142,10 @@ class TextChecks:
             self._declared(path, text)
 
     def _condition(self, path: tuple[Step, ...], text: str) -> None:
-        if not text.strip():
+        if not text.strip() or self.condition is None:
             return
         try:
-            Condition(text).check()
+            self.condition(text).check()
         except ExpressionError as error:
             self._expression("condition", self.data, path, error)
             return

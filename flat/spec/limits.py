@@ -11,7 +11,7 @@ class Limits:
 
     size: int = 2 * 1024 * 1024
     depth: int = 100
-    nodes: int = 200_000
+    nodes: int = 100_000
     aliased: int = 20_000
     """Nodes that aliases stand for, written out."""
 

@@ -23,13 +23,15 @@ def load_machine(
     compat: bool = False,
     roots: Iterable[Path | str] = (),
     profiles_file: str | os.PathLike[str] | None = None,
+    catalogue: Mapping[str, Any] | None = None,
     check: bool = True,
     limits: Limits = LIMITS,
 ) -> MachineSource:
     """Load a machine file, or the machine of a folder, with all that it refers to.
 
     Everything that is wrong in any of the files comes in one `SpecError`; warnings are in `.problems`.
-    `check=False` leaves out names, targets, templates and conditions, which `check_machine` checks.
+    `catalogue` has the profiles, as plain data, for a machine that has none of its own. `check=False` leaves out
+    names, targets, templates and conditions, which `check_machine` checks.
     """
     main = find_machine(Path(path).expanduser())
     files = Files(main.parent, roots, limits)
@@ -38,7 +40,7 @@ def load_machine(
         document = files.read(real, main.as_posix())
     except RecursionError:
         raise SpecError(Problem("too-deep", f"{main} is nested too deeply")) from None
-    return _assemble(document, files, compat, profiles_file, check)
+    return _assemble(document, files, compat, profiles_file, catalogue, check)
 
 
 def load_machine_dict(
@@ -48,12 +50,13 @@ def load_machine_dict(
     compat: bool = False,
     roots: Iterable[Path | str] = (),
     profiles_file: str | os.PathLike[str] | None = None,
+    catalogue: Mapping[str, Any] | None = None,
     check: bool = True,
     limits: Limits = LIMITS,
 ) -> MachineSource:
     """Load a machine from a mapping. Problems name the path of keys, since there is no file to point into."""
     files = Files(Path(base_dir) if base_dir is not None else Path.cwd(), roots, limits)
-    return _assemble(Document(dict(config)), files, compat, profiles_file, check)
+    return _assemble(Document(dict(config)), files, compat, profiles_file, catalogue, check)
 
 
 def _assemble(
@@ -61,6 +64,7 @@ def _assemble(
     files: Files,
     compat: bool,
     profiles_file: str | os.PathLike[str] | None,
+    catalogue: Mapping[str, Any] | None,
     check: bool,
 ) -> MachineSource:
     from flat.spec.assemble import Assembly
@@ -71,7 +75,7 @@ def _assemble(
         raise SpecError(Problem("spec", said, document.locate(()), hint))
     compat = compat or _asks_for_compat(document)
     assembly = Assembly(Part(value=document.value, document=document), files, compat)
-    return assembly.finish(profiles_file, check)
+    return assembly.finish(profiles_file, catalogue, check)
 
 
 def _asks_for_compat(document: Document) -> bool:

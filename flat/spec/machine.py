@@ -269,6 +269,9 @@ class Settings(Open):
 
     max_steps: int | None = Field(None, ge=0, description="Most steps of one execution.", examples=[100])
     max_depth: int | None = Field(None, ge=0, description="Deepest nesting of machines.", examples=[5])
+    max_concurrency: int | None = Field(
+        None, ge=1, description="Most children of one state that run at the same time (100).", examples=[10]
+    )
     parallel_fallback: Literal["sequential", "error"] | None = Field(
         None, description="What to do where nothing can run in parallel.", examples=["sequential"]
     )

@@ -253,7 +253,7 @@ class _Builder:
             self._too_many(event)
         if len(self.stack) >= self.limits.depth:
             self._fail("too-deep", f"the file is nested more than {self.limits.depth} levels deep", event)
-        if event.tag is not None and event.tag not in ("!", f"{_CORE_TAG}map", f"{_CORE_TAG}seq"):
+        if event.tag not in (None, "!", f"{_CORE_TAG}{'map' if isinstance(container, dict) else 'seq'}"):
             self._refuse_tag(event)
         if self.stack and self.stack[-1].key is _UNSET and isinstance(self.stack[-1].container, dict):
             if problem := unquoted_template(self.document, mark.line):

@@ -61,8 +61,11 @@ def birth(execution_id: str = "e1", body: bytes = b"body 0", **columns: Any) -> 
     return Birth(execution=Execution(execution_id=execution_id, **facts), body=body)
 
 
-def signal(signal_id: str = "s1", channel: str = "c1", body: bytes = b"payload") -> Signal:
-    return Signal(signal_id=signal_id, channel=channel, body=body, created_at=1500.25)
+def signal(
+    signal_id: str = "s1", channel: str = "c1", body: bytes = b"payload", *, to: str | None = None,
+    at: float = 1500.25,
+) -> Signal:  # fmt: skip
+    return Signal(signal_id=signal_id, channel=channel, body=body, created_at=at, to=to)
 
 
 def step(lease: Lease, seq: int, body: bytes | None = None, **rest: Any) -> Commit:
@@ -98,8 +101,22 @@ async def ids(found: AsyncIterator[Execution]) -> list[str]:
     return [one.execution_id async for one in found]
 
 
-async def signal_ids(store: CheckpointStore, channel: str | None = None) -> list[str]:
-    return [one.signal_id for one in await store.signals(channel)]
+async def signal_ids(
+    store: CheckpointStore, channel: str | None = None, *, to: str | None = None, limit: int | None = None
+) -> list[str]:
+    return [one.signal_id for one in await store.signals(channel, to=to, limit=limit)]
+
+
+async def ready_ids(store: CheckpointStore, *, now: float = 0.0, limit: int | None = None) -> list[str]:
+    return [one.execution_id for one in await store.ready(now=now, limit=limit)]
+
+
+async def park(
+    store: CheckpointStore, execution_id: str, *channels: str, wake_at: float | None = None
+) -> None:
+    """Create an execution that waits."""
+    new = birth(execution_id, status="waiting", channels=channels, wake_at=wake_at)
+    assert await store.create(new)
 
 
 class refused:  # noqa: N801 - reads as a statement: `async with refused(StaleSnapshot)`

@@ -472,6 +472,19 @@ async def hostile_names_survive_reopening(place: Place) -> None:
     assert await signal_ids(store) == list(HOSTILE)
 
 
+@LONE
+async def an_execution_is_abandoned_when_its_owner_is_heard_of_no_more(place: Place) -> None:
+    store = place.open()
+    lease = await begin(store)
+    assert not await store.abandoned("e1", now=1000.0 + TTL)
+    assert await store.abandoned("e1", now=1001.0 + TTL)
+    await store.heartbeat(ALICE, now=1020.0, ttl=TTL)
+    assert not await store.abandoned("e1", now=1020.0 + TTL)
+    await store.release(lease)
+    assert not await store.abandoned("e1", now=9999.0)
+    assert not await store.abandoned("nobody", now=9999.0)
+
+
 @SHARED
 async def the_order_of_birth_survives_reopening(place: Place) -> None:
     store = place.open()

@@ -20,15 +20,15 @@ Each check wants an empty place. A store whose objects share nothing, such as on
 
 from __future__ import annotations
 
-from flat.testing import store_commits, store_queries
+from flat.testing import store_commits, store_queries, store_signals
 from flat.testing.store_case import Check, Place
 
 __all__ = ["CHECKS", "LONE_CHECKS", "SHARED_CHECKS", "Check", "Place"]
 
-LONE_CHECKS: tuple[Check, ...] = (*store_commits.LONE, *store_queries.LONE)
+LONE_CHECKS: tuple[Check, ...] = (*store_commits.LONE, *store_queries.LONE, *store_signals.LONE)
 """Checks that one store object passes or fails."""
 
-SHARED_CHECKS: tuple[Check, ...] = (*store_commits.SHARED, *store_queries.SHARED)
+SHARED_CHECKS: tuple[Check, ...] = (*store_commits.SHARED, *store_queries.SHARED, *store_signals.SHARED)
 """Checks that need several store objects on the same data."""
 
 CHECKS: tuple[Check, ...] = LONE_CHECKS + SHARED_CHECKS

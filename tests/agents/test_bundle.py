@@ -83,19 +83,21 @@ def test_profiles_of_a_bundle_may_be_inline_and_nested() -> None:
 
 
 @pytest.mark.parametrize(
-    ("history", "given", "messages", "rendered"),
+    ("history", "given", "new_turn", "messages", "rendered"),
     [
-        (None, {"word": "x"}, [("system", "S"), ("user", "Say x")], "Say x"),
-        (None, {}, [("system", "S"), ("user", "Say ")], "Say "),
-        (HISTORY, {}, [("system", "S"), ("user", "old"), ("assistant", "answer")], None),
+        (None, {"word": "x"}, None, [("system", "S"), ("user", "Say x")], "Say x"),
+        (HISTORY, {"word": "x"}, None, [("system", "S"), ("user", "old"), ("assistant", "answer")], None),
+        (None, {}, None, [("system", "S"), ("user", "Say ")], "Say "),
+        (HISTORY, {}, None, [("system", "S"), ("user", "old"), ("assistant", "answer")], None),
         (
             HISTORY,
             {"word": "x"},
+            True,
             [("system", "S"), ("user", "old"), ("assistant", "answer"), ("user", "Say x")],
             "Say x",
         ),
-        ([], {}, [("system", "S"), ("user", "Say ")], None),
-        ([], {"word": "x"}, [("system", "S"), ("user", "Say x")], "Say x"),
+        ([], {}, None, [("system", "S"), ("user", "Say ")], "Say "),
+        ([], {"word": "x"}, True, [("system", "S"), ("user", "Say x")], "Say x"),
     ],
 )
 async def test_messages_are_put_together(
@@ -103,12 +105,13 @@ async def test_messages_are_put_together(
     agent_on: MakeAgent,
     history: Sequence[Any] | None,
     given: dict[str, Any],
+    new_turn: bool | None,
     messages: list[Any],
     rendered: str | None,
 ) -> None:
     model = serve(["ok"])
     agent = agent_on(model, system="S", user="Say {% if input %}{{ input.word }}{% endif %}")
-    result = await agent.call(AgentRequest(input=given, messages=history))
+    result = await agent.call(AgentRequest(input=given, messages=history, new_turn=new_turn))
     assert sent(model) == messages
     assert result.rendered_user_prompt == rendered
     assert len(HISTORY) == 2
@@ -232,18 +235,28 @@ async def test_a_server_that_knows_no_schemas_is_asked_once_more_with_words(
         ({"model": "chaep", "user": "u"}, 'did you mean "cheap"'),
         ({"model": {"profile": "expensive"}, "user": "u"}, "known: cheap"),
         ({"user": "u"}, "has no model"),
-        ({"type": "claude-code", "config": {}}, 'type "claude-code" are not available in this version'),
+        (
+            {"type": "claude-coda", "config": {}},
+            'Unsupported runtime profile type "claude-coda"; did you mean',
+        ),
         ({"profile": "cheap"}, "Invalid prompt reference"),
         ({"prompt": {"user": "u"}}, "Invalid profile reference"),
-        ({"prompt": {"user": "u"}, "profile": {"type": "codex-cli"}}, 'type "codex-cli" are not available'),
+        ({"prompt": {"user": "u"}, "profile": {"type": "x"}}, "Unsupported runtime profile type"),
         ({"spec": "flatmachine", "data": {}}, "Invalid spec"),
         ({"spec": "flatagent", "data": None}, "missing"),
         ({"model": "cheap", "user": "{{ input.x"}, ""),
         ({"model": "cheap", "user": "{{ inptu.x }}"}, "inptu"),
         ({"model": "cheap", "user": ["u"]}, "`user` is not text"),
-        ({"model": "cheap", "user": "u", "mcp": {"servers": {}}}, "`mcp` is not available"),
+        (
+            {"model": "cheap", "user": "u", "output": {"a": {"type": "str"}}, "output_repairs": 11},
+            "from 0 to 10",
+        ),
+        ({"model": "cheap", "user": "u", "tools": [{"name": "add"}]}, "tools[0]"),
         ({"model": "cheap", "user": "u", "output": {"a": {"type": "strng"}}}, "output.a"),
-        ({"model": {"name": "x", "backend": "codex"}, "user": "u"}, 'backend "codex" is not available'),
+        (
+            {"model": {"name": "x", "backend": "litelm"}, "user": "u"},
+            'Unknown backend "litelm"; did you mean',
+        ),
     ],
 )
 def test_what_is_wrong_with_a_config_is_told_before_any_run(config: dict[str, Any], part: str) -> None:

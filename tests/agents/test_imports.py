@@ -32,7 +32,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_importing_agents_imports_no_client_library() -> None:
-    code = "import sys, flat.agents; print({'litellm', 'openai', 'httpx', 'aiohttp'} & sys.modules.keys())"
+    code = "import sys, flat.agents; print({'litellm', 'openai', 'httpx', 'aiohttp', 'mcp'} & sys.modules.keys())"
     assert python(code).stdout == "set()\n"
 
 

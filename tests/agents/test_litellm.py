@@ -242,6 +242,23 @@ async def test_a_request_may_take_the_tools_away(serve: ServeModel, agent_on: Ma
     assert "tools" not in model.requests[0].body
 
 
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        ("stop", "stop"),
+        ("end_turn", "stop"),
+        ("length", "length"),
+        ("max_tokens", "length"),
+        ("tool_calls", "tool_use"),
+        ("function_call", "tool_use"),
+        ("content_filter", "content_filter"),
+        ("something_new", "stop"),
+    ],
+)
+async def test_finish_reasons(serve: ServeModel, agent_on: MakeAgent, raw: str, reason: str) -> None:
+    assert (await agent_on(serve([Reply("x", finish_reason=raw)])).call(HELLO)).finish_reason == reason
+
+
 @pytest.mark.parametrize("text", [None, ""])
 async def test_empty_content_is_an_answer(serve: ServeModel, agent_on: MakeAgent, text: str | None) -> None:
     result = await agent_on(serve([Reply(text)])).call(HELLO)

@@ -75,6 +75,34 @@ async def fill(store: CheckpointStore) -> None:
     say("resumed")
 
 
+async def take(store: CheckpointStore) -> None:
+    """Take every signal, or fan it out, or bury it, at the same moment as many others; say which ones it got."""
+    name = f"e{os.getpid()}"
+    await store.create(birth(name))
+    lease = await store.acquire(name, this_process(), now=time.time(), ttl=60)
+    say("ready")
+    hear()
+    got, seq = [], 1
+    for number in range(30):
+        try:
+            await store.commit(step(lease, seq, consume=(f"s{number}",)))
+            seq += 1
+            got.append(f"s{number}")
+        except StaleSnapshot:
+            pass
+        if await store.fan_out(f"f{number}", [name, "somebody"]):
+            got.append(f"f{number}")
+        if await store.bury(f"b{number}", "why", 1.0):
+            got.append(f"b{number}")
+    say(" ".join(got))
+
+
+async def fan_out_and_die(store: CheckpointStore) -> None:
+    """Be killed after fanning out."""
+    say(str(await store.fan_out("s", ["e1", "e2"])))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 async def append(store: CheckpointStore) -> None:
     """Create and drive an execution of one's own among many processes."""
     name = f"e{os.getpid()}"
@@ -88,7 +116,15 @@ async def append(store: CheckpointStore) -> None:
 
 async def main(case: str, url: str) -> None:
     store = open_store(url)
-    await {"acquire": acquire, "zombie": zombie, "die": die, "fill": fill, "append": append}[case](store)
+    await {
+        "acquire": acquire,
+        "zombie": zombie,
+        "die": die,
+        "fill": fill,
+        "append": append,
+        "take": take,
+        "fan_out_and_die": fan_out_and_die,
+    }[case](store)
     await store.close()
 
 

@@ -267,3 +267,76 @@ async def test_many_tasks_race_for_one_execution(tmp_path: Path) -> None:
             for _ in range(5):
                 group.start_soon(commit, 1)
         assert refused == 4
+
+
+@pytest.mark.parametrize("fsync", [False, True])
+@pytest.mark.parametrize("dies_at", range(7))
+async def test_a_crash_between_any_two_renames_fans_out_to_all_or_to_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_at: int, fsync: bool
+) -> None:
+    async with FileStore(tmp_path / "store", fsync=fsync) as store:
+        await store.send(signal("s"))
+        with monkeypatch.context() as patch:
+            die_after(dies_at, patch)
+            with contextlib.suppress(PowerCutError):
+                await store.fan_out("s", ["e1", "e2"])
+    async with FileStore(tmp_path / "store") as store:
+        found = await signal_ids(store)
+        assert sorted(found) in (["s"], ["s@e1", "s@e2"])
+        assert not await store.send(signal("s"))
+        assert await store.fan_out("s", ["e1", "e2"]) == (found == ["s"])
+        assert sorted(await signal_ids(store)) == ["s@e1", "s@e2"]
+
+
+@pytest.mark.parametrize("dies_at", range(3))
+async def test_a_crash_while_burying_or_reviving_leaves_one_of_the_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_at: int
+) -> None:
+    for number, act in enumerate((FileStore.bury, FileStore.revive)):
+        async with FileStore(tmp_path / f"store{number}") as store:
+            await store.send(signal("s"))
+            await store.bury("s", "before", 1.0) if number else None
+            with monkeypatch.context() as patch:
+                die_after(dies_at, patch)
+                with contextlib.suppress(PowerCutError):
+                    await (store.revive("s") if act is FileStore.revive else store.bury("s", "why", 1.0))
+        async with FileStore(tmp_path / f"store{number}") as store:
+            there, dead = await signal_ids(store), await store.dead()
+            assert len(there) + len(dead) == 1
+            assert await store.revive("s") == bool(dead)
+            assert await signal_ids(store) == ["s"]
+            assert list(await store.dead()) == []
+
+
+async def test_a_disk_that_is_full_at_any_byte_fans_out_to_all_or_to_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FileStore(tmp_path / "store") as store:
+        await store.send(signal("s"))
+        for left in range(0, 5000, 23):
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "write", FullDisk(left))
+                with contextlib.suppress(BackendError):
+                    await store.fan_out("s", ["e1", "e2"])
+                    break
+            assert await signal_ids(store) == ["s"]
+        assert left > 400
+        assert sorted(await signal_ids(store)) == ["s@e1", "s@e2"]
+
+
+def die_after(calls_left: int, patch: pytest.MonkeyPatch) -> None:
+    """The process ends at the rename or removal after so many."""
+    calls = 0
+
+    def dying(real: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object, **options: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls > calls_left:
+                raise PowerCutError
+            return real(*args, **options)
+
+        return call
+
+    for name in ("replace", "unlink"):
+        patch.setattr(os, name, dying(getattr(os, name)))

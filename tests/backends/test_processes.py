@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -15,6 +16,7 @@ import pytest
 
 from flat.backends import Stored, open_store, this_process
 from flat.testing.store_case import birth, step
+from flat.testing.store_case import signal as message
 
 ROOT = Path(__file__).parents[2]
 Child = subprocess.Popen[str]
@@ -142,6 +144,42 @@ def test_a_stopped_owner_is_replaced_after_its_ttl_and_cannot_commit_when_it_wak
     tell(child)
     assert hear(child) == "stale"
     assert anyio.run(load, url).bodies == [(0, b"body 0"), (1, b"body 1"), (2, b"body 2")]
+
+
+async def send(url: str, *ids: str) -> None:
+    store = open_store(url)
+    for signal_id in ids:
+        assert await store.send(message(signal_id))
+    await store.close()
+
+
+async def left(url: str) -> list[str]:
+    store = open_store(url)
+    found = [one.signal_id for one in await store.signals()]
+    await store.close()
+    return found
+
+
+def test_every_signal_is_taken_fanned_out_or_buried_by_one_of_many_processes(url: str, start: Start) -> None:
+    names = [f"{kind}{number}" for number in range(30) for kind in "sfb"]
+    anyio.run(partial(send, url, *names))
+    children = [start("take") for _ in range(4)]
+    assert {hear(child) for child in children} == {"ready"}
+    for child in children:
+        tell(child)
+    got = [name for child in children for name in hear(child).split()]
+    assert sorted(got) == sorted(names)
+    copies = anyio.run(left, url)
+    assert len(copies) == 60
+    assert {copy.partition("@")[0] for copy in copies} == {f"f{number}" for number in range(30)}
+
+
+def test_what_was_fanned_out_outlives_its_process(url: str, start: Start) -> None:
+    anyio.run(partial(send, url, "s"))
+    child = start("fan_out_and_die")
+    assert hear(child) == "True"
+    child.wait()
+    assert sorted(anyio.run(left, url)) == ["s@e1", "s@e2"]
 
 
 @pytest.mark.parametrize("url", ["file"], indirect=True)

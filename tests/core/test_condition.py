@@ -82,6 +82,47 @@ def test_these_conditions_do_not_hold(source: str) -> None:
     assert holds(source) is False
 
 
+@pytest.mark.parametrize(
+    ("source", "context", "expected"),
+    [
+        ("context.n >= 1", {"n": None}, False),
+        ("(context.c or 0) > 1", {"c": 5}, False),
+        ("(context.c or 0) > 0", {"c": 5}, True),
+        ("context.missing.deep", {}, False),
+        ("context.flag", {"flag": "False"}, True),
+        ("context.flag == 'True'", {"flag": "False"}, False),
+        ("context.score >= context.target", {"score": "9", "target": "10"}, True),
+        ("context.keys == null", {"a": 1}, True),
+        ("context.a.b.c.d == null", {"a": {"b": 1}}, True),
+        ("1 < 2 < 3 == 3", {}, True),
+        ("not context.a == 1", {"a": 2}, True),
+        ("context.a or context.b and context.c", {"a": 1}, True),
+        ("1 - -1 == 2", {}, True),
+        ("-context.a % 3 == 2", {"a": 1}, True),
+        ("7 / 2 == 3.5", {}, True),
+        ("true + true == 2", {}, True),
+        ("[1, [2, 'x']] == context.l", {"l": [1, [2, "x"]]}, True),
+        ("context.n in [1, 2] and context.n not in context.l", {"n": 2, "l": []}, True),
+    ],
+)  # fmt: skip
+def test_corners_of_the_language(source: str, context: dict[str, Any], expected: bool) -> None:
+    assert holds(source, context) is expected
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "(1, 2)", "{}", "{'a': 1}", "{1, 2}", "~1", "+1", "2 ** 3", "7 // 2", "1 if 2 else 3", "f(1)", "lambda x: x",
+        "context.l[0:1]", "f'{context}'", "b'x'", "1j", "...", "[x for x in context.l]", "context.a && 1",
+        "context.a || 1", "!context.a", "1 <> 2", "context.a = 1", "context.a := 1", "context.a is 1",
+        "context.a is not 1", "x", "1 2", "context.a.", "'open",
+    ],
+)  # fmt: skip
+def test_what_the_language_lacks_is_refused_at_load(source: str) -> None:
+    with pytest.raises(ExpressionError):
+        compile_condition(source)
+
+
 def test_and_and_or_stop_as_soon_as_they_can() -> None:
     assert holds("context.n == 9 or context.l[99]")
     assert not holds("context.n == 8 and context.l[99]")

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -21,6 +22,8 @@ from flat.core.snapshot import Snapshot
 
 WORKER = Path(__file__).parent / "worker.py"
 ROUNDS = int(os.environ.get("FLAT_KILL_ROUNDS", "200"))
+MORE_ROUNDS = int(os.environ.get("FLAT_KILL_FAMILY_ROUNDS", "25"))
+"""Kills of a family, and of a tool loop. For a proof rather than a check: `FLAT_KILL_FAMILY_ROUNDS=500`."""
 STEPS = 50
 BUSY, STALE = 8, 9
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="workers are forked")
@@ -209,3 +212,56 @@ def test_a_zombie_cannot_commit(workers: Workers, others: Workers) -> None:
             int(n) for kind, pid, _, n in (x for x in workers.news() if x[0] == "step") if int(pid) == heir
         ]
         assert by_heir == list(range(by_heir[0], STEPS + 1))
+
+
+def dwindling(workers: Workers, kind: str, count: int, whole: set[str]) -> None:
+    """Kill workers at random moments until an execution is over, as often as it takes; look at all that was done.
+
+    Every effect of `whole` has to be done, and one that is done again must have been in flight when somebody died.
+    """
+    chance = random.Random(kind)
+    kills = finished = 0
+    while kills < MORE_ROUNDS or not finished:
+        name = f"{kind}{finished}"
+        done: list[str] = []
+        doubts = lives = 0
+        while True:
+            (pid,) = workers.ask(f"{kind} {name} {count} 0.002")
+            time.sleep(chance.uniform(0.005, 0.05) * (1 + lives / 4))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            code = workers.ended()
+            assert code in (0, -signal.SIGKILL)
+            kills, lives = kills + (code != 0), lives + 1
+            news = workers.news()
+            done += [what for word, _, what, _ in news if word == "step"]
+            doubts += sum(word == "doubt" for word, *_ in news)
+            if code == 0:
+                break
+        assert set(done) == whole
+        # Each that was done again was in flight at a death, and said so. One may be in doubt and not have begun.
+        expected = Counter(whole_of(whole))
+        again = sum((Counter(done) - expected).values())
+        assert again <= doubts
+        snapshot = workers.stored(name)
+        assert snapshot is not None
+        assert snapshot.status == "done"
+        finished += 1
+    print(f"{kills} kills, {finished} executions")
+
+
+def whole_of(whole: set[str]) -> list[str]:
+    """The effects as often as an undisturbed run has them: what is launched twice comes twice."""
+    return [what for what in whole for _ in range(2 if what.startswith("launched") else 1)]
+
+
+def test_a_family_of_killed_processes_loses_nothing(workers: Workers) -> None:
+    whole = {f"{v}:{n}" for v in [*range(6), "launched"] for n in (1, 2, 3)}
+    dwindling(workers, "family", 6, whole)
+
+
+def test_a_tool_loop_of_killed_processes_goes_on_at_its_tool(workers: Workers) -> None:
+    whole = {f"model{turn}" for turn in range(13)} | {
+        f"tool{turn}.{n}" for turn in range(12) for n in range(2)
+    }
+    dwindling(workers, "talk", 12, whole)

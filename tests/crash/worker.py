@@ -1,6 +1,7 @@
 """A process that forks workers on demand, so that a fresh one costs milliseconds; run as a script.
 
-Lines on stdin: `run ID STEPS PAUSE LEASE` forks one worker, `race ID COUNT` forks several that begin at once.
+Lines on stdin: `run ID STEPS PAUSE LEASE` forks one worker, `race ID COUNT` forks several that begin at once,
+`family ID COUNT PAUSE` and `talk ID COUNT PAUSE` fork one that drives a machine with children, or with a tool loop.
 The answers are `pid N …`, and `ended CODE` for each worker as it ends. Workers write what they do to the
 ledger, one O_APPEND write a line.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
@@ -25,6 +27,7 @@ from flat import (
     SQLiteStore,
     StaleSnapshot,
 )
+from flat.agents.protocol import AgentResult, Usage
 
 BUSY, STALE = 8, 9
 
@@ -80,6 +83,105 @@ def ab_machine(ledger: int) -> Machine:
     return flat.load(config=config, hooks=HooksRegistry({"stepping": lambda: Stepping(ledger)}))
 
 
+def family_machine(ledger: int, count: int, pause: float) -> Machine:
+    """A child for each of so many items, which takes three steps of its own; and two that are launched."""
+
+    class Counting(MachineHooks):
+        async def on_action(
+            self, state_name: str, action_name: str, context: dict[str, Any]
+        ) -> dict[str, Any]:
+            note(ledger, "step", os.getpid(), f"{context['v']}:{context['n'] + 1}", context["n"] + 1)
+            await anyio.sleep(pause)
+            context["n"] += 1
+            return context
+
+    def file(states: Any, context: Any, **data: Any) -> dict[str, Any]:
+        whole = {
+            "name": "family", "states": states, "context": context, "settings": {"native_types": True}, **data
+        }  # fmt: skip
+        return {"spec": "flatmachine", "spec_version": "2.5.0", "data": whole}
+
+    again = [{"condition": "context.n >= 3", "to": "end"}, {"to": "s"}]
+    states: dict[str, Any] = {
+        "s": {"action": "step", "transitions": again},
+        "end": {"type": "final", "output": {"n": "context.n", "v": "context.v"}},
+    }
+    child = file(states, {"n": 0, "v": "{{ input.v }}"}, hooks="counting")
+    states = {
+        "l": {"launch": ["child", "child"], "launch_input": {"v": "launched"}, "transitions": [{"to": "each"}]},
+        "each": {
+            "foreach": "context.items", "machine": "child", "input": {"v": "{{ item }}"},
+            "output_to_context": {"all": "output"}, "transitions": [{"to": "end"}],
+        },
+        "end": {"type": "final", "output": {"all": "context.all"}},
+    }  # fmt: skip
+    whole = file(states, {"items": list(range(count)), "all": None}, machines={"child": child})
+    return flat.load(config=whole, hooks=HooksRegistry({"counting": Counting}))
+
+
+def talking_machine(ledger: int, count: int, pause: float) -> Machine:
+    """A tool loop of so many turns, with two tools each."""
+
+    class Model:
+        async def call(self, request: flat.AgentRequest) -> AgentResult:
+            turn = int(request.idempotency_key.rpartition("model")[2])
+            note(ledger, "step", os.getpid(), f"model{turn}", turn)
+            if turn == count:
+                return AgentResult(content="done", finish_reason="stop")
+            calls = [{"id": f"{turn}.{n}", "name": "look", "arguments": {}} for n in range(2)]
+            return AgentResult(
+                tool_calls=calls,
+                finish_reason="tool_use",
+                rendered_user_prompt="go",
+                usage=Usage(api_calls=1),
+            )
+
+    class Tools:
+        def get_tool_definitions(self) -> list[Any]:
+            return []
+
+        async def execute_tool(self, name: str, tool_call_id: str, arguments: Any) -> str:
+            note(ledger, "step", os.getpid(), f"tool{tool_call_id}", 0)
+            await anyio.sleep(pause)
+            return f"{tool_call_id} seen"
+
+    agent = {"name": "a", "model": {"provider": "x", "name": "y"}, "system": "s", "user": "u"}
+    data = {
+        "name": "talk", "context": {},
+        "agents": {"a": {"spec": "flatagent", "spec_version": "2.5.0", "data": agent}},
+        "states": {"s": {"type": "final", "agent": "a", "tool_loop": True}},
+    }  # fmt: skip
+    config = {"spec": "flatmachine", "spec_version": "2.5.0", "data": data}
+    return flat.load(config=config, agents={"a": Model()}, tool_provider=Tools())
+
+
+class Doubtful(Doubts):
+    """Notes which effect of which execution is in doubt."""
+
+    def notify(self, notice: Notice) -> None:
+        if notice.kind == "in_doubt":
+            note(self.ledger, "doubt", os.getpid(), f"{notice.execution_id}/{notice.facts['effect_id']}", 0)
+
+
+async def drive(database: str, ledger: int, execution: str, machine: Machine) -> int:
+    """Start or resume any machine, and go on until it is over."""
+    store = SQLiteStore(database)
+    try:
+        async with Runtime(store, observers=[Doubtful(ledger)]) as runtime:
+            if await store.get(execution) is None:
+                outcome = await runtime.start(machine, execution_id=execution)
+            else:
+                outcome = await runtime.resume(execution, machine)
+            return 0 if outcome.status == "done" else 1
+    finally:
+        await store.close()
+
+
+async def work_at(database: str, ledger: int, execution: str, kind: str, count: int, pause: float) -> int:
+    make = family_machine if kind == "family" else talking_machine
+    return await drive(database, ledger, execution, make(ledger, count, pause))
+
+
 async def work(database: str, ledger: int, execution: str, steps: int, pause: float, lease: float) -> int:
     machine = ab_machine(ledger)
     store = SQLiteStore(database)
@@ -100,7 +202,9 @@ async def work(database: str, ledger: int, execution: str, steps: int, pause: fl
         await store.close()
 
 
-def fork(arguments: tuple[Any, ...], gate: tuple[int, int] | None = None) -> int:
+def fork(
+    arguments: tuple[Any, ...], gate: tuple[int, int] | None = None, job: Callable[..., Awaitable[int]] = work
+) -> int:
     """A worker's pid. Behind a gate it begins when the gate's other end is closed everywhere."""
     if pid := os.fork():
         return pid
@@ -109,7 +213,7 @@ def fork(arguments: tuple[Any, ...], gate: tuple[int, int] | None = None) -> int
         if gate is not None:
             os.close(gate[1])
             os.read(gate[0], 1)
-        code = anyio.run(work, *arguments)
+        code = anyio.run(job, *arguments)
     except BaseException as error:
         print(repr(error), file=sys.stderr, flush=True)
     os._exit(code)
@@ -118,7 +222,10 @@ def fork(arguments: tuple[Any, ...], gate: tuple[int, int] | None = None) -> int
 async def warm() -> None:
     """Import, here and not in every worker, all that a run needs. No thread may be left when we fork."""
     async with Runtime(MemoryStore()) as runtime:
-        await runtime.start(ab_machine(os.open(os.devnull, os.O_WRONLY)), {"steps": 2, "pause": 0})
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        await runtime.start(ab_machine(nowhere), {"steps": 2, "pause": 0})
+        await runtime.start(family_machine(nowhere, 2, 0))
+        await runtime.start(talking_machine(nowhere, 1, 0))
 
 
 def main() -> None:
@@ -134,6 +241,9 @@ def main() -> None:
                 pids = [fork((database, ledger, execution, 0, 0.0, 30.0), gate) for _ in range(int(count))]
                 os.close(gate[1])
                 os.close(gate[0])
+            case ["family" | "talk" as kind, execution, count, pause]:
+                arguments = (database, ledger, execution, kind, int(count), float(pause))
+                pids = [fork(arguments, job=work_at)]
             case _:
                 raise SystemExit(f"what is {line!r}?")
         print("pid", *pids, flush=True)

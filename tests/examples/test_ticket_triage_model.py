@@ -38,7 +38,7 @@ def sample(name: str) -> dict[str, Any]:
 
 
 async def triage(given: dict[str, Any]) -> dict[str, Any]:
-    async with flat.Runtime() as runtime:
+    async with flat.Runtime(flat.MemoryStore()) as runtime:
         outcome = await runtime.start(flat.load(EXAMPLE), given)
     result = outcome.raise_for_failure().output
     assert result["team"] == TEAMS[result["category"]]

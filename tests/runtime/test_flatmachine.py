@@ -8,6 +8,7 @@ import pytest
 from runtime_machines import acting, agents, config, start
 
 from flat import (
+    AgentResult,
     CompositeHooks,
     ExecutionError,
     FlatMachine,
@@ -17,7 +18,6 @@ from flat import (
     MemoryStore,
     observer,
 )
-from flat.errors import DefinitionError
 from flat.testing.agents import ScriptedAgent
 
 pytestmark = pytest.mark.anyio
@@ -168,7 +168,58 @@ async def test_calls_and_costs_are_counted() -> None:
     assert (machine.total_api_calls, machine.total_cost, machine.machine_name) == (1, 0.001, "renamed")
 
 
-@pytest.mark.parametrize("name", ["lock", "invoker", "signal_backend", "lifecycle_hooks"])
-def test_what_is_not_there_yet_is_refused_by_name(name: str) -> None:
-    with pytest.raises(DefinitionError, match=name):
-        FlatMachine(config_dict=config(acting("a")), **{name: object()})
+class Everything(MachineHooks):
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def on_machine_start(self, context: dict[str, Any]) -> None:
+        self.seen.append("machine_start")
+
+    def on_state_enter(self, state_name: str, context: dict[str, Any]) -> None:
+        self.seen.append(f"enter {state_name}")
+
+    def on_machine_end(self, context: dict[str, Any], final_output: Any) -> Any:
+        self.seen.append("machine_end")
+        return {**final_output, "seen": len(self.seen)}
+
+
+async def test_lifecycle_hooks_serve_the_beginning_and_the_end_alone() -> None:
+    hooks, shared = Everything(), Everything()
+    states = {"start": start("end"), "end": {"type": "final"}}
+    machine = FlatMachine(config_dict=config(states), lifecycle_hooks=hooks, hooks=shared)
+    assert await machine.execute() == {"seen": 2}
+    assert hooks.seen == ["machine_start", "machine_end"]
+    assert shared.seen == ["enter start", "enter end"]
+
+
+async def test_tools_of_a_machine_without_hooks_come_from_its_provider() -> None:
+    class Tools:
+        def get_tool_definitions(self) -> list[dict[str, Any]]:
+            return [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+
+        async def execute_tool(self, name: str, tool_call_id: str, arguments: dict[str, Any]) -> Any:
+            return str(arguments["a"] + arguments["b"])
+
+    class Asks:
+        async def call(self, request: Any) -> AgentResult:
+            if request.messages is None:
+                assert [t["function"]["name"] for t in request.tools] == ["add"]
+                call = {"id": "c1", "name": "add", "arguments": {"a": 2, "b": 3}}
+                return AgentResult(
+                    finish_reason="tool_use", tool_calls=(call,), rendered_user_prompt="how much is it?"
+                )
+            return AgentResult(content=f"it is {request.messages[-1]['content']}", finish_reason="stop")
+
+    states = {
+        "start": {
+            "agent": "a",
+            "tool_loop": True,
+            "output_to_context": {"said": "output.content"},
+            "transitions": [{"to": "end"}],
+        },
+        "end": {"type": "final", "output": {"said": "context.said"}},
+    }
+    machine = FlatMachine(
+        config_dict=config(states, agents=agents("a")), agents={"a": Asks()}, tool_provider=Tools()
+    )
+    assert await machine.execute() == {"said": "it is 5"}

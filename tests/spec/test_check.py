@@ -9,7 +9,6 @@ import pytest
 
 from flat.errors import Problem, SpecError
 from flat.spec import load_machine
-from flat.spec.support import NOT_YET
 
 
 def problems(tmp_path: Path, body: str, *, compat: bool = False) -> list[Problem]:
@@ -104,30 +103,7 @@ def test_the_items_of_foreach_are_known_in_its_templates(tmp_path: Path) -> None
         transitions: [{to: done}]
       done: {type: final}
     """
-    assert {code for code, _ in found(tmp_path, body)} == {"unsupported"}
-
-
-@pytest.mark.parametrize("row", NOT_YET, ids=lambda row: ".".join(row.path))
-def test_each_thing_that_is_not_supported_yet_says_so_once(tmp_path: Path, row: object) -> None:
-    texts = {
-        "expression_engine": "expression_engine: cel\nstates: {done: {type: final}}\n",
-        "agents.*.type": "agents: {a: {type: codex-cli}}\nstates: {done: {type: final}}\n",
-    }
-    path = ".".join(row.path)  # type: ignore[attr-defined]
-    fields = {
-        "machine": "machine: c", "foreach": "machine: c, foreach: context.l", "launch": "launch: c",
-        "tool_loop": "agent: a, tool_loop: {max_turns: 3}", "type": "agent: a, execution: {type: parallel}",
-    }  # fmt: skip
-    body = texts.get(path) or (
-        "context: {l: []}\n"
-        "agents: {a: {spec: flatagent, data: {user: x}}}\n"
-        "machines: {c: {spec: flatmachine, data: {states: {done: {type: final}}}}}\n"
-        f"states: {{start: {{{fields[path.split('.')[-1]]}, transitions: [{{to: done}}]}},"
-        " done: {type: final}}\n"
-    )
-    result = problems(tmp_path, body)
-    assert {problem.code for problem in result} == {"unsupported"}
-    assert any(row.what in problem.message for problem in result)  # type: ignore[attr-defined]
+    assert not found(tmp_path, body)
 
 
 def test_an_empty_tool_loop_is_a_plain_call(tmp_path: Path) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from flat.core.condition import Condition
 from flat.core.effects import RunHook
 from flat.core.events import Done, Failed, Steered
 from flat.core.failure import Failure
 from flat.core.op import Answer, Block, Goto, Next, Raise, View
+
+NEXT = "_tool_loop_next_state"
+"""Context key of where a transition leads that held in the middle of a tool loop."""
 
 
 class Arm(NamedTuple):
@@ -26,13 +30,19 @@ class Branch:
     """Go on with what follows when no condition holds, instead of failing."""
     steered: bool = False
     """True when a hook may redirect the transition; then taking it is an effect."""
+    interrupted: bool = False
+    """True after a tool loop, where a transition may have held in its middle: that one is taken."""
     key: str = "branch"
     kind: Literal["branch"] = "branch"
 
     def start(self, here: View) -> Answer:
+        if self.interrupted and NEXT in here.context:
+            context = {k: v for k, v in here.context.items() if k != NEXT}
+            target = here.context[NEXT]
+            return self._steer(here, target, context) if self.steered else Goto(target, context)
         scope = here.scope
         for condition, target in self.arms:
-            if condition is None or condition.test(scope):
+            if condition is None or condition.test(scope, here.at):
                 return self._steer(here, target) if self.steered else Goto(target)
         if self.open_ended:
             return Next()
@@ -51,13 +61,13 @@ class Branch:
             detail=f"{told}\n  help: {hint}",
         )
 
-    def _steer(self, here: View, target: str) -> Answer:
+    def _steer(self, here: View, target: str, context: Mapping[str, Any] | None = None) -> Answer:
         effect = RunHook(
             here.effect_id(self.key),
             here.node,
             "transition",
             here.hooks,
-            here.context,
+            here.context if context is None else context,
             {"to": target},
             here.deadline,
         )

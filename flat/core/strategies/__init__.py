@@ -6,8 +6,10 @@ from typing import TypeAlias
 
 from flat.core.strategies.asking import Asking
 from flat.core.strategies.retry import Retry
+from flat.core.strategies.sample import Sample
 from flat.core.strategies.single import Single
+from flat.core.strategies.vote import Parsed, Vote
 
-Strategy: TypeAlias = Single | Retry
+Strategy: TypeAlias = Single | Retry | Sample | Vote
 
-__all__ = ["Asking", "Retry", "Single", "Strategy"]
+__all__ = ["Asking", "Parsed", "Retry", "Sample", "Single", "Strategy", "Vote"]

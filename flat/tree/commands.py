@@ -1,0 +1,144 @@
+"""Commands: named operations that a person calls directly, with no model involved.
+
+    @command
+    def clear(ctx: CommandCtx[Desk]) -> CommandResult:
+        '''Start over.'''
+        ctx.replace_state(Desk())
+        return command_result("cleared")
+
+A command of a node returns a command result, one of the four results of a transition, or a resume. A command
+computes changes and makes none itself; how it is run is told in `flat.tree.calls`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Generic, overload
+
+from typing_extensions import ParamSpec, TypeVar
+
+from flat.core.op import UNSET
+from flat.errors import CharterError
+from flat.tree.context import StateContext
+from flat.tree.messages import Message
+from flat.tree.naming import same_name
+from flat.tree.schema import JsonObject, Schema, as_schema
+from flat.tree.signature import Signature, calling_frame, read_signature
+from flat.tree.tools import positional_count
+
+P = ParamSpec("P", default=...)
+R = TypeVar("R", default=Any)
+
+
+@dataclass(frozen=True, slots=True)
+class CommandResult:
+    """What a command answers, and messages for the queue."""
+
+    payload: Any = None
+    messages: tuple[Message, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeResult:
+    """The instance waits no more; a payload is told to it."""
+
+    payload: Any = UNSET
+
+
+def command_result(payload: Any = None, messages: Sequence[Message] | None = None) -> CommandResult:
+    """Answer a command."""
+    return CommandResult(payload, tuple(messages or ()))
+
+
+def command_resume(payload: Any = UNSET) -> ResumeResult:
+    """Resume the instance that the command runs for."""
+    return ResumeResult(payload)
+
+
+class Command(Generic[P, R]):
+    """A named operation. Made by `@command`, or from a schema and a function of `(input, ctx)`."""
+
+    def __init__(
+        self,
+        name: str,
+        description: str = "",
+        input_schema: Any = None,
+        execute: Callable[..., Any] | None = None,
+        *,
+        signature: Signature[Any] | None = None,
+    ) -> None:
+        if execute is None:
+            raise CharterError(
+                "incomplete", f'command "{name}": `execute` is missing; give the function that it runs'
+            )
+        self.name, self.description, self.execute, self.signature = name, description, execute, signature
+        self.schema: Schema[Any] = (
+            signature.arguments if signature else as_schema(input_schema or {"type": "object"})
+        )
+        self._takes_context = signature is None and positional_count(execute) >= 2
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        result: R = self.execute(*args, **kwargs)
+        return result
+
+    def __repr__(self) -> str:
+        return f"Command({self.name!r})"
+
+    def invoke(self, value: Any, context: Any) -> Any:
+        """Call the function with a parsed input. May return an awaitable."""
+        if self.signature is not None:
+            return self.signature.call(value, {"ctx": context})
+        return self.execute(value, context) if self._takes_context else self.execute(value)
+
+
+@dataclass(frozen=True, slots=True)
+class CommandInfo:
+    """What may be called now."""
+
+    name: str
+    description: str
+    input_schema: JsonObject
+
+
+@overload
+def command(fn: Callable[P, R], /) -> Command[P, R]: ...
+@overload
+def command(
+    description: str | None = None, /, *, name: str | None = None
+) -> Callable[[Callable[P, R]], Command[P, R]]: ...
+def command(first: Any = None, /, **options: Any) -> Any:
+    """Make a command of a function: `@command` or `@command("what it does")`."""
+    if callable(first):
+        return command_of(first, calling_frame(1))
+
+    def decorate(fn: Callable[..., Any]) -> Command[..., Any]:
+        return command_of(fn, calling_frame(1), description=first, **options)
+
+    return decorate
+
+
+def command_of(
+    fn: Callable[..., Any],
+    frame: FrameType | None = None,
+    *,
+    name: str | None = None,
+    description: str | None = None,
+) -> Command[..., Any]:
+    """A command that reads its input from a function."""
+    signature = read_signature(fn, contexts={StateContext: "ctx"}, frame=frame, what="command")
+    return Command(
+        name or signature.name, description or signature.description, execute=fn, signature=signature
+    )
+
+
+def as_command(entry: Any, key: str | None, where: str) -> Command[..., Any]:
+    """Whatever an author may list as a command."""
+    if not callable(entry):
+        raise CharterError(
+            "not_a_command", f"{where}: {entry!r} is no command; decorate a function with `@command`"
+        )
+    found: Command[..., Any] = entry if isinstance(entry, Command) else command_of(entry, name=key)
+    same_name(key or found.name, found.name, "command", where)
+    return found

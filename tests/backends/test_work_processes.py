@@ -1,0 +1,68 @@
+"""Real processes drain one pool while they are killed: nothing is given twice, and nothing is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flat.testing.work_drill import drill
+
+MAKE = "flat.backends.work:create_work_backend"
+
+
+def test_no_job_is_lost_or_given_twice_when_workers_are_killed(tmp_path: Path) -> None:
+    arguments = {"type": "sqlite", "db_path": str(tmp_path / "w.sqlite")}
+    report = drill(MAKE, arguments, workers=8, jobs=2000, kills=8, seed=7)
+    assert report.clean, report
+    assert report.killed >= 4
+    assert report.released >= 1
+    assert sum(report.by_worker.values()) >= 2000 - report.killed
+    assert len(report.by_worker) >= 2
+
+
+def test_the_drill_finds_a_pool_that_gives_jobs_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "careless.py").write_text(CARELESS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    arguments = {"db_path": str(tmp_path / "w.sqlite")}
+    report = drill("careless:open_work", arguments, workers=4, jobs=200, kills=0, seed=7)
+    assert not report.clean
+    assert report.given_twice > 0
+
+
+CARELESS = '''
+import anyio
+from dataclasses import replace
+from flat.backends.sqlite_work import SQLiteWorkBackend
+
+
+class Careless(SQLiteWorkBackend):
+    """Looks first and takes later, as if it were alone."""
+
+    def pool(self, name):
+        pool = super().pool(name)
+
+        async def claim(worker_id):
+            found = await pool.items(status="pending", limit=1)
+            if not found:
+                return None
+            await anyio.sleep(0.001)
+            pool._file.execute(
+                "UPDATE work_jobs SET status = 1, worker = ?, attempts = ? WHERE num = ?",
+                (worker_id, found[0].attempts + 1, int(found[0].id)),
+            )
+            return replace(found[0], attempts=found[0].attempts + 1)
+
+        async def complete(item_id, result, worker_id=None):
+            pool._file.execute("UPDATE work_jobs SET status = 2 WHERE num = ?", (int(item_id),))
+
+        pool.claim, pool.complete = claim, complete
+        return pool
+
+
+def open_work(**arguments):
+    return Careless(**arguments)
+'''
