@@ -368,6 +368,12 @@ class ExecutionBusy(BackendError):
         )
 
 
+class MachineBusy(ExecutionBusy):
+    """Somebody runs this tree machine already; a second run would have two answers to one message."""
+
+    code = "machine_busy"
+
+
 class StaleSnapshot(BackendError):
     """A commit was refused: the lease was lost or somebody else committed first. Nothing was written."""
 
@@ -424,7 +430,11 @@ class WorkNotHeld(BackendError):
 
     def __init__(self, item_id: str, why: str, worker_id: str = "") -> None:
         self.item_id, self.worker_id = item_id, worker_id
-        who = f"worker {worker_id} does not hold job {item_id}" if worker_id else f"job {item_id} is not to be had"
+        who = (
+            f"worker {worker_id} does not hold job {item_id}"
+            if worker_id
+            else f"job {item_id} is not to be had"
+        )
         super().__init__(f"{who}: {why}")
 
 

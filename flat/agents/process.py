@@ -18,10 +18,12 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from subprocess import PIPE
+from typing import IO, Any
 
 import anyio
 from anyio.abc import ByteReceiveStream, ByteSendStream, Process
@@ -123,6 +125,63 @@ async def run(command: Command, on_line: Callable[[bytes], None]) -> Ended:
         reason = os.strerror(report["error"])
         raise AgentFailed(f"cannot start {arguments[0]}: {reason}", code="model_unavailable", type="OSError")
     return Ended(status=report["status"], stderr=stderr.text, lines_left_out=lines.left_out)
+
+
+class Conversation:
+    """A command that stays, and is talked with by lines. It dies with us like any other, and when it is stopped."""
+
+    def __init__(self, command: Command) -> None:
+        self.command = command
+        self._lines = Lines(command.max_line)
+        self._process: Process | None = None
+        self._channel: socket.socket | None = None
+        self._stderr: IO[bytes] | None = None
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    async def start(self) -> None:
+        """Raises `AgentFailed` when the program is not there."""
+        arguments = [_program(self.command), *self.command.arguments[1:]]
+        _check(self.command)
+        self._channel, theirs = socket.socketpair()
+        self._stderr = tempfile.TemporaryFile()  # a file: nobody has to read it, so that it never fills up
+        with theirs, anyio.CancelScope(shield=True):
+            self._process = await _start(self.command, arguments, theirs, self._stderr)
+
+    async def send(self, line: bytes) -> None:
+        """Say a line. One that cannot be said is found out by whoever listens for the answer."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
+            await self._process.stdin.send(line + b"\n")
+
+    async def hear(self) -> list[bytes] | None:
+        """The lines that have come, at least a piece of one; None when the other side has ended."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        chunk = await _receive(self._process.stdout)
+        return list(self._lines.feed(chunk)) if chunk else None
+
+    @property
+    def stderr(self) -> str:
+        """The end of what the command wrote to stderr."""
+        if self._stderr is None:
+            return ""
+        size = os.fstat(self._stderr.fileno()).st_size
+        return os.pread(self._stderr.fileno(), KEPT_STDERR, max(0, size - KEPT_STDERR)).decode(
+            errors="replace"
+        )
+
+    async def stop(self) -> None:
+        """End the command, and wait until it is gone."""
+        process, self._process = self._process, None
+        if process is not None and self._channel is not None:
+            with contextlib.suppress(OSError):
+                self._channel.shutdown(socket.SHUT_RDWR)
+            self._channel.close()
+            await _wait_until_gone(process, self.command.grace)
 
 
 class Lines:
@@ -233,7 +292,9 @@ def _check(command: Command) -> None:
         )
 
 
-async def _start(command: Command, arguments: list[str], channel: socket.socket) -> Process:
+async def _start(
+    command: Command, arguments: list[str], channel: socket.socket, stderr: int | IO[bytes] = PIPE
+) -> Process:
     # -I and -S: nothing of the user's Python settings, and no packages, may touch the guard.
     guard = [sys.executable or "python3", "-I", "-S", str(_GUARD)]
     facts = [str(channel.fileno()), str(os.getpid()), str(command.grace)]
@@ -243,6 +304,7 @@ async def _start(command: Command, arguments: list[str], channel: socket.socket)
         env={**os.environ, **command.environment},
         pass_fds=(channel.fileno(),),
         start_new_session=True,
+        stderr=stderr,
     )
 
 

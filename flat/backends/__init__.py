@@ -31,7 +31,6 @@ from flat.errors import BadStoreURL, UnknownName
 if TYPE_CHECKING:
     from flat.backends.files import FileStore
     from flat.backends.memory import MemoryStore
-    from flat.backends.redis import RedisStore
     from flat.backends.sqlite import SQLiteStore
 
 __all__ = [
@@ -45,7 +44,6 @@ __all__ = [
     "Lease",
     "MemoryStore",
     "Owner",
-    "RedisStore",
     "SQLiteStore",
     "Signal",
     "Stored",
@@ -58,7 +56,7 @@ T = TypeVar("T")
 
 # Loaded when used: a run in memory should not pay for the import of a database.
 _HOMES = {
-    "FileStore": "files", "MemoryStore": "memory", "RedisStore": "redis", "SQLiteStore": "sqlite",
+    "FileStore": "files", "MemoryStore": "memory",    "SQLiteStore": "sqlite",
 }  # fmt: skip
 
 
@@ -76,7 +74,7 @@ def open_store(url: str) -> CheckpointStore:
 
     `memory:` · `sqlite:///relative.db` · `sqlite:////absolute.db` · `file:folder` · a path that ends in
     `.db`, `.sqlite` or `.sqlite3`. Options follow a question mark: `sqlite:///runs.db?synchronous=FULL`,
-    `file:runs?fsync=true`. In a server: `redis://host:6379/0?prefix=flat`, `rediss://:${env:PASSWORD}@host/0`.
+    `file:runs?fsync=true`.
     Raises `BadStoreURL`.
     """
     return store_opener(url)()
@@ -89,7 +87,9 @@ def store_opener(url: str) -> Opener:
     if not colon or len(scheme) == 1 or any(mark in scheme for mark in "/\\."):
         if url.endswith((".db", ".sqlite", ".sqlite3")):
             return _sqlite(url, {})
-        raise UnknownName("store", url, [f"{name}:" for name in (*SCHEMES, *SERVERS)] + ["a path ending in .db"])
+        raise UnknownName(
+            "store", url, [f"{name}:" for name in (*SCHEMES, *SERVERS)] + ["a path ending in .db"]
+        )
     if scheme in LATER:
         raise BadStoreURL(
             f'stores of kind "{scheme}" are not in this version of flat; use one of {", ".join((*SCHEMES, *SERVERS))}'
@@ -129,25 +129,15 @@ def _sqlite(path: str, options: dict[str, str]) -> Opener:
     return partial(SQLiteStore, _path(path, "sqlite:///runs.db"), synchronous)
 
 
-def _redis(url: str) -> Opener:
-    from flat.backends.redis import RedisStore
-    from flat.backends.redis_connection import parse_url
-
-    return partial(RedisStore, parse_url(url))
-
-
 SCHEMES: dict[str, Callable[[str, dict[str, str]], Opener]] = {
     "memory": _memory,
     "file": _file,
     "files": _file,
     "sqlite": _sqlite,
 }
-SERVERS: dict[str, Callable[[str], Opener]] = {
-    "redis": _redis,
-    "rediss": _redis,
-}
+SERVERS: dict[str, Callable[[str], Opener]] = {}
 """Stores whose URL names a host, with a user and a password perhaps, and so is read as a whole."""
-LATER = ("postgresql", "postgres", "s3", "dynamodb")
+LATER = ("redis", "rediss", "postgresql", "postgres", "s3", "dynamodb")
 
 
 def _path(path: str, example: str) -> str:

@@ -16,6 +16,7 @@ from typing import IO
 
 import anyio
 
+from flat.backends.triggers import TriggerBackend
 from flat.cli.ending import DONE, FAILED, Interrupted, UsageError, complain, say, say_json
 from flat.cli.models import end_models, model_for
 from flat.cli.project import find_project
@@ -109,7 +110,10 @@ class _Work:
             return
         if not self.show.json:
             say("watching for signals and timers; stop with Ctrl-C")
-        await dispatcher.watch(trigger_for(order.trigger, order.trigger_path), told=self._tell)
+        asked = order.trigger is not None or order.trigger_path is not None
+        wakes_by_itself = isinstance(dispatcher.store, TriggerBackend) and not asked
+        trigger = None if wakes_by_itself else trigger_for(order.trigger, order.trigger_path)
+        await dispatcher.watch(trigger, told=self._tell)
 
     # -- telling -----------------------------------------------------------------------------
 

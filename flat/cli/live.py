@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
@@ -24,6 +24,8 @@ from flat.hooks.notices import Notice
 
 ROWS = 15
 REFRESHES = 8
+NARROW = 60
+"""Below this width tokens and cost are left to the header."""
 COLOURS = {"done": "green", "failed": "red", "cancelled": "yellow", "limit": "yellow", "waiting": "cyan"}
 
 
@@ -44,14 +46,16 @@ class Visit:
     priced: bool = True
     ended: float | None = None
     failed: bool = False
+    machines: dict[str, None] = field(default_factory=dict)
+    """The names of the child machines that it runs."""
     children: int = 0
     over: int = 0
-    """How many of the machines that it runs have ended."""
+    """How many of those have ended."""
 
     def words(self, now: float) -> Text:
         parts = [*self.doing]
-        if self.children > 1:
-            parts.append(f"{self.over} of {self.children} machines done")
+        if self.machines:
+            parts.insert(0, self._children())
         if self.until is not None:
             parts.append(pause_words(self.until - now, self.now))
         elif self.now:
@@ -59,6 +63,12 @@ class Visit:
         return Text(
             "; ".join(parts), style="yellow" if self.until is not None else "red" if self.failed else ""
         )
+
+    def _children(self) -> str:
+        names = ", ".join(self.machines)
+        if self.children == 1:
+            return f"machine {names}" + ("" if self.over or self.ended else " …")
+        return f"machine{'s' if len(self.machines) > 1 else ''} {names}: {self.over} of {self.children} done"
 
 
 class LiveProgress:
@@ -95,6 +105,9 @@ class LiveProgress:
             or self._visits[-1].node != one_line(notice.node)
         ):
             self._count += 1
+            for earlier in self._visits:
+                if earlier.ended is None:
+                    earlier.ended, earlier.now, earlier.until = notice.at, "", None
             self._visits.append(Visit(notice.step, one_line(notice.node), notice.at))
         return self._visits[-1]
 
@@ -116,7 +129,8 @@ class LiveProgress:
         visit, facts = self._visit(notice), notice.facts
         if facts["effect"] == "child":
             visit.children += 1
-        if facts["effect"] == "timer":
+            visit.machines[one_line(facts["what"]).removeprefix("machine ")] = None
+        elif facts["effect"] == "timer":
             visit.until, visit.now = facts["until"], self._trouble
         else:
             visit.until, visit.now = None, one_line(facts["what"])
@@ -126,10 +140,10 @@ class LiveProgress:
         visit.now, visit.until = "", None
         if facts["effect"] == "timer":
             return
+        self._trouble = "empty answer"
         if facts["effect"] == "child":
             visit.over += 1
-        self._trouble = "empty answer"
-        if (what := one_line(facts["what"])) not in visit.doing:
+        elif (what := one_line(facts["what"])) not in visit.doing:
             visit.doing.append(what)
         if "tokens" in facts:
             visit.tokens += facts["tokens"]
@@ -148,28 +162,35 @@ class LiveProgress:
         self._ended = notice.at
         if self._visits and self._visits[-1].ended is None:
             self._visits[-1].ended = notice.at
+            if self._status == "waiting" and self._visits[-1].machines:
+                self._visits[-1].doing.append("waits for a signal")
 
     # -- how it looks -----------------------------------------------------------------
 
-    def __rich__(self) -> RenderableType:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         now = self._ended or time.time()
+        wide = options.max_width >= NARROW
         table = Table(box=None, pad_edge=False, show_edge=False, expand=False)
-        for heading, justify in (("step", "right"), ("state", "left"), ("", "left"), ("tokens", "right"),
-                                 ("cost", "right"), ("time", "right")):  # fmt: skip
-            table.add_column(heading, justify=justify, header_style="dim", overflow="fold")  # type: ignore[arg-type]
+        table.add_column("step", justify="right", header_style="dim", no_wrap=True)
+        table.add_column("state", header_style="dim", overflow="fold", min_width=5)
+        table.add_column("", overflow="fold")
+        for heading in ("tokens", "cost", "time") if wide else ("time",):
+            table.add_column(heading, justify="right", header_style="dim", no_wrap=True)
         rows = list(self._visits)
         if (earlier := self._count - len(rows)) > 0:
             table.add_row("", Text(f"… {earlier} earlier", style="dim"))
         for visit in rows:
-            table.add_row(*self._row(visit, now))
-        return Group(self._header(now), table)
+            table.add_row(*self._row(visit, now, wide))
+        yield self._header(now)
+        yield table
 
-    def _row(self, visit: Visit, now: float) -> tuple[RenderableType, ...]:
+    def _row(self, visit: Visit, now: float, wide: bool) -> tuple[RenderableType, ...]:
         tokens = f"{visit.tokens:,}" if visit.tokens else ""
         cost = money(visit.cost, visit.priced) if visit.tokens else ""
         took = Text(seconds((visit.ended or now) - visit.began), style="dim" if visit.ended else "")
-        style = "" if visit.ended else "bold"
-        return (str(visit.step), Text(visit.node, style=style), visit.words(now), tokens, cost, took)
+        node = Text(visit.node, style="" if visit.ended else "bold")
+        spent = (tokens, cost) if wide else ()
+        return (str(visit.step), node, visit.words(now), *spent, took)
 
     def _header(self, now: float) -> Text:
         line = Text()

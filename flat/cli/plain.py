@@ -16,7 +16,7 @@ class PlainProgress:
     def __init__(self, say: Callable[[str], None], name: str, decided: str = "") -> None:
         self._say, self._name, self._decided = say, one_line(name), decided
         self._began = 0.0
-        self._asked: dict[str, float] = {}
+        self._asked: dict[tuple[str, str], float] = {}
         """When each effect in flight was asked for."""
         self._trouble = ""
         """What was wrong with the last answer: the reason of the pause that follows."""
@@ -67,7 +67,7 @@ class PlainProgress:
 
     def _perform(self, notice: Notice) -> None:
         facts = notice.facts
-        self._asked[facts["effect_id"]] = notice.at
+        self._asked[notice.execution_id, facts["effect_id"]] = notice.at
         if facts["effect"] == "timer":
             self._at(notice, pause_words(facts["until"] - notice.at, self._trouble))
             self._again = True
@@ -77,20 +77,21 @@ class PlainProgress:
 
     def _answered(self, notice: Notice) -> None:
         facts = notice.facts
-        took = seconds(notice.at - self._asked.pop(facts["effect_id"], notice.at))
+        took = seconds(notice.at - self._asked.pop((notice.execution_id, facts["effect_id"]), notice.at))
         if facts["effect"] == "timer":
             return
         # A pause that follows an answer and no failure was caused by the answer: it was empty.
         self._trouble = "empty answer"
-        if "tokens" in facts:
+        child = facts["effect"] == "child"
+        if "tokens" in facts and (facts["tokens"] or not child):
             spent = f"{count(facts['tokens'], 'token')}, {money(facts['cost'], facts['priced'])}, {took}"
-            self._at(notice, f"{one_line(facts['what'])} answered ({spent})")
+            self._at(notice, f"{one_line(facts['what'])} {'done' if child else 'answered'} ({spent})")
         else:
             self._at(notice, f"{one_line(facts['what'])} done ({took})")
 
     def _failed_effect(self, notice: Notice) -> None:
         facts = notice.facts
-        self._asked.pop(facts["effect_id"], None)
+        self._asked.pop((notice.execution_id, facts["effect_id"]), None)
         self._trouble = failure_words(facts, 120)
         self._at(notice, f"{one_line(facts['what'])} failed: {failure_words(facts, 500)}")
 

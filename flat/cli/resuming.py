@@ -25,7 +25,7 @@ from flat.errors import BackendError, FlatError, IncompatibleSnapshot
 from flat.runtime import Machine, Outcome, Runtime, load
 from flat.runtime.machine import program_of
 
-WAITS = ("wait", "pause")
+WAITS = ("wait", "pause", "children")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

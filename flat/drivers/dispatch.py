@@ -123,9 +123,12 @@ class Dispatcher:
     ) -> None:
         """Dispatch whenever the trigger says so, a timer is due, or the poll interval is over; for ever.
 
-        `told` hears of every dispatch that did something. A store that cannot be reached is asked again later.
+        `told` hears of every dispatch that did something. A store that cannot be reached is asked again later. A
+        store that is a trigger itself needs no other.
         """
-        async with (trigger or NoOpTrigger()).listen() as woken:
+        if trigger is None:
+            trigger = self.store if isinstance(self.store, TriggerBackend) else NoOpTrigger()
+        async with trigger.listen() as woken:
             while True:
                 report, again = Report(), None
                 try:

@@ -78,6 +78,8 @@ class InDoubt:
     what: str
     node: str
     policy: str
+    execution_id: str = ""
+    """Whose it is: the execution's that was resumed, or that of one of its children."""
 
 
 @dataclass
@@ -520,6 +522,7 @@ class Drive:
                 what=what_of(effect),
                 node=effect.node,
                 policy=effect.in_doubt,
+                execution_id=step.snapshot.execution_id,
             )
             self.in_doubt.append(entry)
             self._notice(

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import CoroutineType
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -66,6 +66,12 @@ class Facts(Mapping[str, Any]):
         return (dict, (self._open(),))
 
 
+class TreeEffects(Protocol):
+    """What makes the model calls and tool calls of a tree."""
+
+    async def perform(self, effect: CallAgent | RunTool, snapshot: Identity, performer: Performer) -> Any: ...
+
+
 @dataclass
 class Performer:
     """Performs the effects of one machine's executions."""
@@ -81,6 +87,8 @@ class Performer:
     """Called with (effect id, piece of text); None when nobody watches."""
     log: list[Any] = field(default_factory=list)
     """The messages of the execution so far."""
+    tree: TreeEffects | None = None
+    """What makes the model calls and tool calls of a tree."""
     last_error: Exception | None = None
     """For the traceback of a run that fails in this very process."""
     _hooks: dict[HookRefs, Any] = field(default_factory=dict)
@@ -123,6 +131,8 @@ class Performer:
     async def _other(self, effect: Effect, snapshot: Identity) -> Any:
         if isinstance(effect, RunAction):
             return await self._action(effect, snapshot)
+        if self.tree is not None and isinstance(effect, CallAgent | RunTool):
+            return await self.tree.perform(effect, snapshot, self)
         if isinstance(effect, CallAgent):
             return await self._call(effect, snapshot)
         if isinstance(effect, RunHook):

@@ -4,7 +4,8 @@
     settings: {backends: {persistence: sqlite, sqlite_path: runs.db}}
     settings: {backends: {persistence: "redis://localhost:6379/0"}}
 
-Paths are relative to the folder where the process runs. What is given on the command line or in Python wins over the file.
+Paths are relative to the folder where the process runs. What is given on the command line or in Python wins over
+the file.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from flat.drivers.clock import DeadlinePassed
 from flat.drivers.draft import settle
 from flat.drivers.family import Budget, Came, Held
 from flat.drivers.keeper import birth_of, create, take_up
-from flat.drivers.local import UNWANTED, Drive
+from flat.drivers.local import UNWANTED, Drive, InDoubt
 from flat.errors import BackendError, ExecutionBusy, ExecutionNotFound, FlatError, LimitExceeded
 from flat.hooks.base import settled
 from flat.runtime.loading import child_of
@@ -45,6 +45,10 @@ class Family:
     budget: Budget | None = None
     max_depth: int = DEFAULT_MAX_DEPTH
     """How deep machines may start machines: what this machine says, else what the nearest above it says."""
+    doubts: list[InDoubt] = field(default_factory=list)
+    """What was in doubt in any execution of the family: it is told with the outcome of the one that was resumed."""
+    _counts: dict[str, int] = field(default_factory=dict)
+    """Calls of children that wait, as far as they are in the budget already."""
     _hooks: dict[str, HooksOfRun] = field(default_factory=dict)
 
     # -- awaited children -----------------------------------------------------------------
@@ -124,7 +128,7 @@ class Family:
             if stored.status in FINISHED:
                 return self._came(effect, stored, None, found=True)
             most = self._calls_left(machine)
-            if drive.children is not None:
+            if drive.children is not None and machine.program.machines:
                 await drive.children.take_up(stored)
             last = await drive.resume(
                 stored, Resumed(now, max_agent_calls=None if most is None else most + stored.spent.calls)
@@ -142,7 +146,8 @@ class Family:
     def _counted(self, stored: Snapshot) -> Snapshot:
         """The snapshot of a child, whose calls in earlier runs have now been counted in the budget."""
         if self.budget is not None:
-            self.budget.used += stored.spent.calls
+            self.budget.used += stored.spent.calls - self._counts.get(stored.execution_id, 0)
+            self._counts[stored.execution_id] = stored.spent.calls
         return stored
 
     def _calls_left(self, machine: Machine) -> int | None:
@@ -181,6 +186,7 @@ class Family:
             why = f": {last.reason}" if last.reason else ""
             failure = Failure(type="Cancelled", message=f'machine "{effect.machine}" was cancelled{why}')
         elif last.status != "failed":
+            self._counts[last.execution_id] = last.spent.calls
             return Held(
                 effect_id=effect.id,
                 channel=child_channel(last.execution_id),
@@ -335,7 +341,7 @@ class Family:
 
     def _grown(self, machine: Machine) -> Family:
         own = machine.program.limits.max_depth
-        return Family(self.runtime, machine, self.budget, self.max_depth if own is None else own)
+        return Family(self.runtime, machine, self.budget, self.max_depth if own is None else own, self.doubts)
 
 
 async def max_depth_of(runtime: Runtime, machine: Machine, parent: str | None) -> int:

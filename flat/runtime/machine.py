@@ -62,6 +62,8 @@ class Machine:
     """Starts what the machine launches, where that is not to be an execution of the same store."""
     tool_provider: Any = None
     """What runs the tools of a tool loop where no hooks do."""
+    tree: Any = None
+    """The charter behind a tree's program (`flat.tree.lower.TreeBinding`), or None for a machine of states."""
     roots: tuple[Path, ...] = ()
     """Folders that the files of its children may lie in, besides their own."""
     children: dict[str, Machine] = field(default_factory=dict, repr=False, compare=False)

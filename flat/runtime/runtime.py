@@ -163,6 +163,14 @@ class Runtime:
                 if (drive := self._driving.get(execution_id)) is not None:
                     drive.cancel("requested")
 
+    def lent(self) -> Runtime:
+        """The runtime on a store that is open already, for use without `async with`: no lease outlives its time then,
+        and nothing can be launched."""
+        if isinstance(self.store, str):
+            raise DefinitionError("a store given by its URL is opened with `async with`")
+        self._store = self.store
+        return self
+
     @property
     def kept(self) -> CheckpointStore | None:
         """The store, or None when nothing is kept."""
@@ -213,7 +221,7 @@ class Runtime:
                     raise ExecutionBusy(
                         execution_id, hint="an execution with this id exists already; resume it"
                     )
-            family = await self._family(machine, snapshot)
+            family = await self.family(machine, snapshot)
             async with self.driven(machine, hooks, keeper, family) as drive:
                 await hooks.tell_lifecycle("machine_start", snapshot)
                 last = await drive.start(snapshot, event)
@@ -244,7 +252,7 @@ class Runtime:
             codec = Codec(machine.bindings.types)
             if execution.status in FINISHED:
                 snapshot = await self.stored(execution_id, codec)
-                if (family := await self._family(machine, snapshot)) is not None:
+                if (family := await self.family(machine, snapshot)) is not None:
                     await family.take_up(snapshot)
                     await self.settled_beside(execution_id)
                 return _outcome(snapshot)
@@ -252,7 +260,7 @@ class Runtime:
             now = self.clock.now()
             keeper = await take_up(store, codec, execution_id, self.owner, now=now, ttl=self.lease_seconds)
             limit = keeper.stored.max_agent_calls if max_agent_calls is None else max_agent_calls
-            family = await self._family(machine, keeper.stored, limit)
+            family = await self.family(machine, keeper.stored, limit)
             async with self.driven(machine, hooks, keeper, family) as drive:
                 snapshot = keeper.stored
                 if snapshot.status in FINISHED:  # by the owner before us, since we looked
@@ -285,11 +293,11 @@ class Runtime:
             await self.opened().put_config(digest, machine.config_text())
             self._configs.add(digest)
 
-    async def _family(self, machine: Machine, snapshot: Snapshot, limit: int | None = None) -> Family | None:
+    async def family(self, machine: Machine, snapshot: Snapshot, limit: int | None = None) -> Family | None:
         """What runs the children of an execution, if it may have any."""
-        if not machine.program.machines:
-            return None
         limit = snapshot.max_agent_calls if limit is None else limit
+        if not machine.program.machines and (machine.tree is None or limit is None):
+            return None
         budget = None if limit is None else Budget(limit, snapshot.spent.calls)
         return Family(self, machine, budget, await max_depth_of(self, machine, snapshot.parent))
 
@@ -298,15 +306,23 @@ class Runtime:
     ) -> Drive:
         """A drive for one execution of a machine."""
         codec = Codec(machine.bindings.types)
+        performer = self._performer(machine, hooks)
+        if keeper is not None:
+            performer.log = list(keeper.log)
+        if machine.tree is not None:
+            from flat.drivers.trees import TreeCalls  # YAML machines run without it
+
+            performer.tree = TreeCalls(machine.tree)
         return Drive(
             hooks.program,
-            self._performer(machine, hooks),
+            performer,
             self.clock,
             keeper,
             self._watched,
             machine.bindings.verifiers,
             tell_hooks=hooks.tell if hooks.watching else None,
             decode=lambda body: codec.value(orjson.loads(body), {}),
+            in_doubt=[] if family is None else family.doubts,
             children=family,
             budget=None if family is None else family.budget,
         )
@@ -328,6 +344,15 @@ class Runtime:
             if keeper is not None:
                 with anyio.CancelScope(shield=True):
                     await keeper.release()
+
+    @contextmanager
+    def driving(self, execution_id: str, drive: Drive) -> Iterator[None]:
+        """Have a drive found and cancelled by its execution's id."""
+        self._driving[execution_id] = drive
+        try:
+            yield
+        finally:
+            del self._driving[execution_id]
 
     def _performer(self, machine: Machine, hooks: HooksOfRun) -> Performer:
         provider = machine.tool_provider

@@ -152,7 +152,7 @@ class Assembly:
         label = (prompt.value.get("name") if prompt else None) or data.get("name") or metadata.get("name")
         return AgentSource(
             name=name,
-            label=str(label or "unnamed-agent"),
+            label=str(label or name),
             shape=shape,
             file=part,
             prompt=prompt,

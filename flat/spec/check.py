@@ -337,8 +337,8 @@ class _Checks:
             self.problems.append(Problem("unknown-profile", f'there is no profile "{name}"', place, hint))
 
     def _catalogue(self) -> None:
-        if self.catalogue is None:
-            return
+        if self.catalogue is None or not self.catalogue.part.document.file:
+            return  # one that a parent hands down was checked where it is written
         for field in ("default", "override"):
             name = getattr(self.catalogue, field)
             if name is not None and name not in self.catalogue.profiles:

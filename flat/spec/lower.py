@@ -108,7 +108,9 @@ class Lowering:
             lifecycle=lifecycle,
             hooks=tuple(dict.fromkeys(node.hooks for node in nodes.values() if node.hooks)),
             limits=Limits(
-                max_steps=DEFAULT_MAX_STEPS if settings.max_steps is None else settings.max_steps,
+                max_steps=next(
+                    (n for n in (settings.max_steps, data.max_steps) if n is not None), DEFAULT_MAX_STEPS
+                ),
                 max_depth=settings.max_depth,
             ),
             agents={name: agent_config(agent, self.source) for name, agent in self.source.agents.items()},

@@ -31,6 +31,10 @@ class StandardExecutor:
     temperature: float | None = None
     api_key: str | None = field(default=None, repr=False)
     provider: str | None = None
+    base_url: str | None = None
+    """Where the provider's interface is, when it is not where the provider has it."""
+    timeout: float | None = None
+    """Seconds for one model call."""
     retry: Mapping[str, Any] | None = None
     """Waits between attempts at a failed call: `backoffs` and `jitter`, as in a YAML machine."""
     debug: bool = False

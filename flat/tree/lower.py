@@ -20,7 +20,7 @@ from flat.tree.commanding import CommandOutcome, perform_command
 from flat.tree.description import digest_of
 from flat.tree.executor import effective_config
 from flat.tree.instance import Instance, get_path
-from flat.tree.messages import message_data, message_from_data
+from flat.tree.messages import Message, message_data, message_from_data
 from flat.tree.node import Node
 from flat.tree.prompt import SystemPrompt, system_prompt
 from flat.tree.refs import serialize_instance
@@ -133,7 +133,7 @@ class TreeBinding:
         self,
         tree: Mapping[str, Any],
         leaf_id: str,
-        history: Sequence[Mapping[str, Any]],
+        history: Sequence[Mapping[str, Any] | Message],
         *,
         ephemeral_from: int = 0,
         current_step: int = 0,
@@ -142,7 +142,7 @@ class TreeBinding:
         """The model call of a leaf on a tree with a history."""
         path = get_path(self.tree(tree), leaf_id)
         leaf, ancestors = path[-1], [instance.node for instance in path[:-1]]
-        messages = [message_from_data(message) for message in history]
+        messages = [m if isinstance(m, Message) else message_from_data(m) for m in history]
         config = effective_config(self.charter.executor, leaf.node.executor_config)
         settings = {name: getattr(config, name) for name in ("model", "max_tokens", "temperature")}
         definitions = generate_tool_definitions(self.charter, leaf.node, ancestors)
@@ -162,14 +162,14 @@ class TreeBinding:
         leaf_id: str,
         call: Mapping[str, Any],
         *,
-        history: Sequence[Mapping[str, Any]] = (),
+        history: Sequence[Mapping[str, Any] | Message] = (),
         effect_id: str = "",
     ) -> Mapping[str, Any] | None:
         """Make one call `{id, name, arguments}` of a model. New instances get ids derived from the effect's."""
         caller = Caller(
             charter=self.charter,
             leaf_id=leaf_id,
-            history=[message_from_data(message) for message in history],
+            history=[m if isinstance(m, Message) else message_from_data(m) for m in history],
             idempotency_key=effect_id,
             new_id=numbered(effect_id or call["id"]),
         )
@@ -213,7 +213,7 @@ class TreeBinding:
         tree: Mapping[str, Any],
         invocation: Mapping[str, Any],
         *,
-        history: Sequence[Mapping[str, Any]] = (),
+        history: Sequence[Mapping[str, Any] | Message] = (),
         effect_id: str = "",
     ) -> Mapping[str, Any]:
         """Run the command of an invocation."""
@@ -223,7 +223,7 @@ class TreeBinding:
             invocation["name"],
             invocation.get("input"),
             instance_id=invocation.get("instanceId"),
-            history=[message_from_data(message) for message in history],
+            history=[m if isinstance(m, Message) else message_from_data(m) for m in history],
             new_id=numbered(effect_id or "command"),
         )
         return command_outcome_data(outcome)

@@ -142,7 +142,7 @@ async def test_a_server_ends_with_its_thread_and_begins_anew() -> None:
 
 async def until_gone(pid: int) -> None:
     with anyio.fail_after(10):
-        while await anyio.to_thread.run_sync(_exists, pid):  # noqa: ASYNC110 - another process has no events
+        while await anyio.to_thread.run_sync(_exists, pid):
             gc.collect()  # the thread of the calls may have held on to the last of them a moment ago
             await anyio.sleep(0.01)
 

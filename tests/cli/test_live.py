@@ -106,3 +106,52 @@ def test_the_last_frame_has_the_status_and_stands_still() -> None:
     view.notify(notice("stopped", step=1, at=112.3, status="limit", reason="max_steps (1) reached"))
     assert "stopped at a limit" in drawn(view)
     assert "12.3 s" in drawn(view)
+
+
+def child(name: str, number: int) -> dict[str, Any]:
+    return {"effect_id": f"0/1/children.{number}", "what": f"machine {name}", "effect": "child"}
+
+
+def row_of(view: LiveProgress, state: str, width: int = 100) -> str:
+    return " ".join(next(line for line in drawn(view, width).splitlines() if f" {state} " in line).split())
+
+
+def test_child_machines_are_counted_by_name_in_one_row() -> None:
+    view = LiveProgress("demo")
+    view.notify(notice("enter", "each", 1))
+    for number in range(3):
+        view.notify(notice("perform", "each", 1, **child("kid", number)))
+    view.notify(notice("answered", "each", 1, **child("kid", 0), tokens=0, cost=0.0, priced=True))
+    assert "machine kid: 1 of 3 done" in row_of(view, "each")
+    view.notify(notice("perform", "each", 1, **child("other", 3)))
+    assert "machines kid, other: 1 of 4 done" in row_of(view, "each")
+
+
+def test_one_child_machine_is_named_and_said_to_wait_when_it_does() -> None:
+    view = LiveProgress("demo")
+    view.notify(notice("enter", "ask", 1))
+    view.notify(notice("perform", "ask", 1, **child("kid", 0)))
+    assert "machine kid …" in row_of(view, "ask")
+    view.notify(notice("stopped", step=1, status="waiting"))
+    assert "machine kid; waits for a signal" in row_of(view, "ask")
+
+
+def test_a_row_ends_when_the_next_begins() -> None:
+    view = LiveProgress("demo")
+    view.notify(notice("perform", "(start)", 0, at=100.0, **asked(kind="hook")))
+    view.notify(notice("enter", "ask", 1, at=102.0))
+    view.notify(notice("stopped", step=1, at=130.0, status="done"))
+    assert "2.00 s" in row_of(view, "(start)")
+
+
+def test_in_a_narrow_terminal_words_have_the_room_of_tokens_and_cost() -> None:
+    view = LiveProgress("demo")
+    view.notify(notice("enter", "looping", 1))
+    view.notify(notice("answered", "looping", 1, **asked(), tokens=1234, cost=0.0123, priced=True))
+    view.notify(notice("answered", "looping", 1, effect_id="0/1/t", what="tool search", effect="tool"))
+    shown = drawn(view, 40)
+    assert max(map(len, shown.splitlines())) <= 40
+    assert "cost" not in shown
+    assert "agent helper;" in shown
+    assert "looping" in shown
+    assert "cost" in drawn(view, 80)

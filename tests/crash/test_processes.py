@@ -17,7 +17,8 @@ from typing import IO
 import anyio
 import pytest
 
-from flat import Runtime, SQLiteStore
+from flat import Runtime
+from flat.backends import open_store
 from flat.core.snapshot import Snapshot
 
 WORKER = Path(__file__).parent / "worker.py"
@@ -32,11 +33,11 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="workers are for
 class Workers:
     """A server of workers on one database and one ledger."""
 
-    def __init__(self, folder: Path) -> None:
-        self.database, self.ledger = folder / "runs.db", folder / "ledger"
+    def __init__(self, folder: Path, database: str | None = None) -> None:
+        self.database, self.ledger = database or str(folder / "runs.db"), folder / "ledger"
         self.ledger.touch()
         self.process = subprocess.Popen(
-            [sys.executable, str(WORKER), str(self.database), str(self.ledger)],
+            [sys.executable, str(WORKER), self.database, str(self.ledger)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
         )  # fmt: skip
         self.read = 0
@@ -68,7 +69,7 @@ class Workers:
 
     def stored(self, execution: str) -> Snapshot | None:
         async def look() -> Snapshot | None:
-            store = SQLiteStore(self.database)
+            store = open_store(self.database)
             try:
                 async with Runtime(store) as runtime:
                     known = await store.get(execution)

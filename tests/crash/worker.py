@@ -24,10 +24,10 @@ from flat import (
     MemoryStore,
     Notice,
     Runtime,
-    SQLiteStore,
     StaleSnapshot,
 )
 from flat.agents.protocol import AgentResult, Usage
+from flat.backends import open_store
 
 BUSY, STALE = 8, 9
 
@@ -165,7 +165,7 @@ class Doubtful(Doubts):
 
 async def drive(database: str, ledger: int, execution: str, machine: Machine) -> int:
     """Start or resume any machine, and go on until it is over."""
-    store = SQLiteStore(database)
+    store = open_store(database)
     try:
         async with Runtime(store, observers=[Doubtful(ledger)]) as runtime:
             if await store.get(execution) is None:
@@ -184,7 +184,7 @@ async def work_at(database: str, ledger: int, execution: str, kind: str, count: 
 
 async def work(database: str, ledger: int, execution: str, steps: int, pause: float, lease: float) -> int:
     machine = ab_machine(ledger)
-    store = SQLiteStore(database)
+    store = open_store(database)
     try:
         async with Runtime(store, observers=[Doubts(ledger)], lease_seconds=lease) as runtime:
             try:
@@ -232,6 +232,8 @@ def main() -> None:
     database, path = sys.argv[1:]
     ledger = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     anyio.run(warm)
+    if "://" in database:
+        open_store(database)  # imports its client, and connects to nothing
     for line in sys.stdin:
         match line.split():
             case ["run", execution, steps, pause, lease]:

@@ -391,6 +391,30 @@ async def test_a_family_never_calls_models_more_often_than_its_root_may(memory: 
     assert (len(helper.requests), outcome.spent.calls) == (8, 8)
 
 
+async def test_the_calls_of_a_child_that_waited_are_counted_once(memory: Runtime) -> None:
+    class Waking(MachineHooks):
+        async def on_action(self, state_name: str, action_name: str, context: dict[str, Any]) -> None:
+            await memory.clock.sleep_until(memory.clock.now() + 1)
+            await memory.signal("go/x")
+            await memory.resume("p.0-1-children.0")
+
+    talks = config(
+        {"s": {"agent": "helper", "transitions": to("w")}, "w": {"wait_for": "go/x", "transitions": to("e")},
+         "e": {"type": "final"}}, agents=agents("helper"),
+    )  # fmt: skip
+    states = {
+        "work": {"machine": ["talks", "fail"], "transitions": to("ask")},
+        "ask": {"type": "final", "agent": "helper", "output": {"ok": 1}},
+    }
+    whole = config(states, machines={"talks": talks, "fail": FAIL}, agents=agents("helper"), hooks="h")
+    tested = flat.load(
+        config=whole, hooks=HooksRegistry({"h": Waking}), agents={"helper": ScriptedAgent("ok")}
+    )
+    memory.machines = {tested.name: tested}
+    outcome = await memory.start(tested, execution_id="p", max_agent_calls=2)
+    assert (outcome.output, outcome.spent.calls) == ({"ok": 1}, 2)
+
+
 async def test_a_machine_may_go_no_deeper_than_max_depth(memory: Runtime) -> None:
     def nested(depth: int) -> dict[str, Any]:
         if not depth:
@@ -536,6 +560,45 @@ async def test_a_child_that_is_cancelled_fails_for_its_parent(memory: Runtime) -
     outcome = await memory.resume("p", tested)
     entry = outcome.output["got"]["waiter"]
     assert entry == {"_error": 'machine "waiter" was cancelled: by hand', "_error_type": "Cancelled"}
+
+
+# -- in doubt --------------------------------------------------------------------------------
+
+
+async def test_an_effect_of_a_child_in_doubt_is_told_with_the_parents_outcome(tmp_path: Path) -> None:
+    """And one that has to be asked about parks the parent, until somebody decides about the child."""
+    Hanging.reached = anyio.Event()
+    asking = config(
+        {
+            "s": {"action": "pay", "in_doubt": "ask", "transitions": to("e")},
+            "e": {"type": "final", "output": {"x": 1}},
+        },
+        hooks="h",
+    )
+    clock = VirtualClock()
+    store = SQLiteStore(tmp_path / "s.db")
+    async with Runtime(store, clock=clock) as first, anyio.create_task_group() as group:
+
+        async def run() -> None:
+            tested = parent({"machine": ["fail", "asking"]}, hooks=Hanging, machines={"asking": asking})
+            await first.start(tested, execution_id="p")
+
+        group.start_soon(run)
+        await Hanging.reached.wait()
+        await anyio.wait_all_tasks_blocked()
+        group.cancel_scope.cancel()
+    tested = parent({"machine": ["fail", "asking"]}, machines={"asking": asking})
+    async with Runtime(store, clock=clock, machines={tested.name: tested}) as second:
+        outcome = await second.resume("p", tested)
+        assert outcome.status == "waiting"
+        assert sorted((d.execution_id, d.policy) for d in outcome.in_doubt) == [
+            ("p.0-1-children.0", "retry"), ("p.0-1-children.1", "ask"),
+        ]  # fmt: skip
+        child = await second.resume("p.0-1-children.1", decisions={"0/1/action": True})
+        assert child.output == {"x": 1}
+        outcome = await dispatched(second, tested, "p")
+        assert outcome.output["got"]["asking"] == {"x": 1}
+    await store.close()
 
 
 # -- errors of ours --------------------------------------------------------------------------

@@ -1,0 +1,302 @@
+"""One run of a tree machine, as its steps: each is there when it is stored, and nothing goes on before the next one
+is asked for.
+
+A run holds the execution while somebody has its steps in hand. Dropping them, by a `break` for example, leaves the
+machine as it stands; the next run continues an unfinished turn.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic
+
+from typing_extensions import TypeVar
+
+from flat.core.advance import Advance
+from flat.core.failure import Failure, failure_of
+from flat.core.snapshot import Snapshot
+from flat.drivers.keeper import Keeper
+from flat.drivers.local import Drive
+from flat.drivers.trees import Tracer, TreeCalls
+from flat.errors import ExecutionBusy, ExecutionError, MachineBusy, TreeError
+from flat.tree.instance import Instance, suspended_instances
+from flat.tree.messages import Message, message_from_data
+from flat.tree.run_intake import MAX_STEPS
+
+if TYPE_CHECKING:
+    from flat.runtime.trees import TreeMachine
+
+S = TypeVar("S", default=Any)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How one run is to go."""
+
+    max_steps: int = MAX_STEPS
+    until: str = "all"
+    """`all`: the run is over when no leaf goes on. `primary`: already when the one that talks to the user ends."""
+    on_message_stream: Callable[[Mapping[str, Any]], Any] | None = None
+    """Called with the pieces of each answer while it comes."""
+    tracer: Tracer | None = None
+
+    def __post_init__(self) -> None:
+        if self.until not in ("all", "primary"):
+            raise TreeError("bad_options", f'until is "all" or "primary", not {self.until!r}')
+        if isinstance(self.max_steps, bool) or not isinstance(self.max_steps, int) or self.max_steps < 1:
+            raise TreeError(
+                "bad_options", f"max_steps is a number of steps, 1 or more, not {self.max_steps!r}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineStep(Generic[S]):
+    """What one step came to. The histories of all steps are the machine's history."""
+
+    id: str
+    """The same when a step is told again after a crash."""
+    instance: Instance[S]
+    history: Sequence[Message]
+    yield_reason: str
+    done: bool
+    cede_content: Any = None
+    suspended_instances: Sequence[Mapping[str, Any]] = ()
+    command_result: Mapping[str, Any] | None = None
+    settled: Sequence[str] = ()
+    """Client ids of the commands that are done with this step."""
+    refused: Sequence[Mapping[str, Any]] = ()
+    """What came in and was not taken, each with a code and a message."""
+    detail: str = ""
+
+    @property
+    def response(self) -> str:
+        """The text of the last thing that was said by the model; empty when nothing was."""
+        said = [m for m in self.history if m.role == "assistant" and not m.metadata.tool_reply]
+        return said[-1].text if said else ""
+
+
+@dataclass
+class Taken:
+    """The execution as this process has it, or left it: good as long as nobody else has gone on with it."""
+
+    keeper: Keeper
+    drive: Drive
+    go: Callable[[], Awaitable[Snapshot]]
+    seen: Any
+    """The step records that were told before."""
+
+
+class Steps(AsyncIterator[MachineStep[S]], Generic[S]):
+    """The steps of one run. An async iterator; `async with` gives the machine back at a known place."""
+
+    def __init__(self, machine: TreeMachine[S], said: Any, options: RunOptions) -> None:
+        self._machine, self._said, self._options = machine, said, options
+        self._taken: Taken | None = None
+        self._found: deque[tuple[Mapping[str, Any], Mapping[str, Any]]] = deque()
+        self._seen: Any = None
+        self._over = False
+        self._paused = False
+        self._given_back: Callable[[], Any] = lambda: None
+
+    def __aiter__(self) -> Steps[S]:
+        return self
+
+    async def __aenter__(self) -> Steps[S]:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.aclose()
+
+    async def __anext__(self) -> MachineStep[S]:
+        if self._over:
+            raise StopAsyncIteration
+        try:
+            return await self._next()
+        except BaseException as error:
+            await self._end(whole=isinstance(error, StopAsyncIteration) or self._standing())
+            raise
+
+    async def aclose(self) -> None:
+        """End the run where it stands."""
+        if not self._over:
+            await self._end(whole=self._paused)
+
+    def _standing(self) -> bool:
+        """Whether what is in memory is what is stored: then the next run need not read it again."""
+        return self._taken is not None and self._taken.drive.rest is not None
+
+    async def _next(self) -> MachineStep[S]:
+        taken = self._taken
+        snapshot: Snapshot | None = None
+        if taken is None:
+            taken = await self._begin()
+            snapshot = await taken.go()
+        while not self._found:
+            if snapshot is None and self._paused:
+                self._paused = False
+                snapshot = await taken.drive.go_on()
+            elif snapshot is not None and self._paused:
+                snapshot = None
+            else:
+                return self._last(taken.drive)
+        return self._step(*self._found.popleft(), taken.drive)
+
+    # -- beginning and end --------------------------------------------------------------
+
+    async def _begin(self) -> Taken:
+        machine = self._machine
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(machine.runtime.claimed(machine.execution_id))
+                machine.hand_in(self._said)
+                taken = await machine.take(self._options)
+            except ExecutionBusy as error:
+                if isinstance(error, MachineBusy):
+                    raise
+                raise MachineBusy(machine.execution_id, error.owner) from None
+            stack.enter_context(machine.runtime.driving(machine.execution_id, taken.drive))
+            kept = stack.pop_all()
+        machine.running = True
+        self._taken, self._seen = taken, taken.seen
+        self._given_back = weakref.finalize(self, _give_back, machine, kept)
+        drive, calls = taken.drive, taken.drive.performer.tree
+        assert isinstance(calls, TreeCalls)
+        # Whoever drops the steps must be able to tell: the drive does not hold them.
+        run = weakref.ref(self)
+        drive.told = lambda step: _alive(run)._told(step)
+        drive.pause = lambda: _alive(run)._pause()
+        drive.before_look = machine.flush
+        calls.on_stream, calls.tracer = self._options.on_message_stream, self._options.tracer
+        drive.performer.last_error = None
+        return taken
+
+    async def _end(self, *, whole: bool) -> None:
+        self._over = True
+        self._given_back()
+        if self._taken is not None:
+            await self._machine.let_go(self._taken, whole=whole)
+
+    def _told(self, step: Advance) -> None:
+        self._machine.snapshot = step.snapshot
+        context = step.snapshot.root.context
+        steps = context.get("steps")
+        if steps is not self._seen:
+            self._seen = steps
+            self._found.extend((record, context["tree"]) for record in steps or ())
+
+    def _pause(self) -> bool:
+        self._paused = bool(self._found)
+        return self._paused
+
+    # -- steps ------------------------------------------------------------------------------
+
+    def _step(self, record: Mapping[str, Any], tree: Mapping[str, Any], drive: Drive) -> MachineStep[S]:
+        root = self._machine.binding.tree(tree)
+        reason = record["reason"]
+        return MachineStep(
+            id=record["id"],
+            instance=root,
+            history=[message_from_data(m) for m in drive.performer.log[record["from"] : record["to"]]],
+            yield_reason=reason,
+            done=record["done"],
+            cede_content=record.get("cede_content"),
+            suspended_instances=suspended_infos(root) if reason in ("awaiting_resume", "suspend") else (),
+            command_result=record.get("command_result"),
+            settled=record.get("settled", ()),
+            refused=record.get("refused", ()),
+            detail=record.get("detail", ""),
+        )
+
+    def _last(self, drive: Drive) -> MachineStep[S]:
+        """The run stands still: because it is over, because something is wrong, or for a machine that waits."""
+        snapshot = drive.snapshot
+        assert snapshot is not None
+        self._machine.snapshot = snapshot
+        raise_for(snapshot, drive)
+        waiting = None if self._said is WAITED else step_of_call(self._machine, snapshot, drive)
+        if waiting is None:
+            raise StopAsyncIteration
+        self._said = WAITED
+        return waiting
+
+
+WAITED = object()
+
+
+def _alive(run: weakref.ref[Steps[S]]) -> Steps[S]:
+    steps = run()
+    assert steps is not None, "a run goes on only while somebody has its steps"
+    return steps
+
+
+def _give_back(machine: TreeMachine[Any], kept: ExitStack) -> None:
+    machine.running = False
+    kept.close()
+
+
+def step_of_call(machine: TreeMachine[S], snapshot: Snapshot, drive: Drive) -> MachineStep[S] | None:
+    """A machine that a leaf has called waits for somebody: so does the leaf, and the user is told."""
+    local = snapshot.root.local or {}
+    if snapshot.status != "waiting" or local.get("stage") not in ("think", "act"):
+        return None
+    infos = [
+        {
+            "instanceId": local["run"][int(effect_id.rpartition("/")[2].split("-")[2])],
+            "suspendId": effect_id,
+            "reason": "a machine that it has called is waiting",
+            "metadata": {"kind": "call", "channels": list(drive.waiting_on)},
+        }
+        for effect_id in snapshot.pending
+    ]
+    turn = snapshot.root.context["turn"]
+    return MachineStep(
+        id=f"{turn['n']}.{turn['step']}.call",
+        instance=machine.binding.tree(snapshot.root.context["tree"]),
+        history=(),
+        yield_reason="awaiting_resume",
+        done=True,
+        suspended_instances=tuple(infos),
+    )
+
+
+def raise_for(snapshot: Snapshot, drive: Drive) -> None:
+    """Raise what keeps a turn from going on. The next run tries again."""
+    failure = snapshot.failure
+    problem = snapshot.root.context.get("problem")
+    if failure is None and problem is not None:
+        failure = Failure(type=problem["type"], message=problem["message"], names=tuple(problem["names"]))
+    if failure is None and snapshot.status in ("limit", "in_doubt", "cancelled"):
+        failure = Failure(
+            type="LimitExceeded", message=f"the execution is {snapshot.status}: {snapshot.reason}"
+        )
+    if failure is None:
+        return
+    if failure.type == "StepLimitExceeded":
+        raise TreeError("step_limit", failure.message)
+    cause = drive.performer.last_error
+    if cause is not None and failure_of(cause).message == failure.message:
+        raise cause
+    raise ExecutionError(
+        failure.detail or failure.message, type=failure.type, execution_id=snapshot.execution_id
+    )
+
+
+def suspended_infos(root: Instance[Any]) -> tuple[Mapping[str, Any], ...]:
+    """What waits in a tree, for those who ask a person."""
+    found = []
+    for instance in suspended_instances(root):
+        info = instance.suspended
+        assert info is not None
+        told: dict[str, Any] = {
+            "instanceId": instance.id,
+            "suspendId": info.suspend_id,
+            "reason": info.reason,
+        }
+        if info.metadata is not None:
+            told["metadata"] = dict(info.metadata)
+        found.append(told)
+    return tuple(found)
