@@ -239,7 +239,9 @@ class CharterMismatch(TreeError):
 
     def __init__(self, problems: Sequence[tuple[str, str, str]], code: str = "unknown_ref") -> None:
         self.problems = tuple(problems)
-        super().__init__(code, "\n".join(f"{path}: {message}" for path, _, message in self.problems))
+        super().__init__(
+            code, "\n".join(f"{path}: {text}" if path else text for path, _, text in self.problems)
+        )
 
 
 class StateError(TreeError):

@@ -26,7 +26,7 @@ from flat.agents.turns import (
     without_secrets,
     working_directory,
 )
-from flat.errors import AgentFailed, SpecError
+from flat.errors import AgentFailed
 
 INSTALL = "install it with `npm install -g @openai/codex`, or set `codex_bin`"
 KEPT_EVENTS = 20_000
@@ -114,11 +114,6 @@ class CodexCliAgent:
     ) -> None:
         self.name, self.config, self.directory = name, dict(config), directory
         self.settings = read_settings(CodexCliSettings, config, name, "codex-cli")
-        if self.settings.use_app_server:
-            raise SpecError(
-                f'agent "{name}" (codex-cli): `use_app_server` is not available in this version; '
-                "leave it out, and each turn runs `codex exec`"
-            )
         check_working_directory(self.settings.working_dir)
         pace = (self.settings.rate_limit_delay, self.settings.rate_limit_jitter)
         self.throttle = throttle or CallThrottle(*pace)
@@ -126,9 +121,11 @@ class CodexCliAgent:
 
     async def call(self, request: AgentRequest) -> AgentResult:
         """Answer the request; see `flat.agents.protocol.Agent`."""
+        if self.settings.use_app_server:
+            return await self.ask(request)
         task = task_of(request, self.fail)
         resumed = session_to_resume(request, self.fail)
-        settings = read_settings(CodexCliSettings, without_secrets(self.config), self.name, "codex-cli")
+        settings = self.now()
         command = Command(
             arguments=self.arguments(settings, task, resumed),
             directory=working_directory(settings.working_dir, request, self.directory),
@@ -147,6 +144,19 @@ class CodexCliAgent:
             raise self.fail.named(error) from None
         self._check(turn, ended, events.garbage)
         return _result(turn, ended, task, resumed)
+
+    async def ask(
+        self, request: AgentRequest, *, fork: bool = False, model: str | None = None
+    ) -> AgentResult:
+        """One turn by the app server. With `fork` the resumed thread is left as it is; the turn goes on in a copy."""
+        from flat.agents.codex_app_server import take_turn
+
+        await self.throttle.wait()
+        return await take_turn(self, request, fork=fork, model=model)
+
+    def now(self) -> CodexCliSettings:
+        """The settings for one call, with their secrets."""
+        return read_settings(CodexCliSettings, without_secrets(self.config), self.name, "codex-cli")
 
     def arguments(self, settings: CodexCliSettings, task: str, resumed: str | None) -> list[str]:
         """The command line of a turn; a prompt that cannot be an argument comes on stdin, as `-`."""

@@ -7,7 +7,7 @@ is raised, and a result has types.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from flat.agents.protocol import AgentResult, Usage
@@ -75,6 +75,7 @@ def as_result(answer: Any, agent: str) -> AgentResult:
         and type(answer.usage) is Usage
         and answer.error is None
         and answer.cost is None
+        and _are_calls(answer.tool_calls)
     ):
         return answer
     return as_agent_result(coerce_agent_result(answer), agent)
@@ -85,6 +86,9 @@ def as_agent_result(result: ExecutorResult, agent: str) -> AgentResult:
     usage = usage_of(result)
     if result.error is not None:
         raise _failure(result, agent, usage)
+    if not _are_calls(result.tool_calls):
+        said = f'agent "{agent}": tool_calls should be a list of mappings {{id, name, arguments}}'
+        raise AgentFailed(f"{said}, and is {str(result.tool_calls)[:200]}", usage=usage)
     return AgentResult(
         output=result.output,
         content=result.content,
@@ -99,15 +103,21 @@ def as_agent_result(result: ExecutorResult, agent: str) -> AgentResult:
     )
 
 
+def _are_calls(calls: Any) -> bool:
+    """Whether this is what an answer's tool calls are; none are, too."""
+    return not calls or (isinstance(calls, list | tuple) and all(isinstance(c, Mapping) for c in calls))
+
+
 def usage_of(result: ExecutorResult) -> Usage:
     """Tokens and money of a result: its cost may stand for itself or among its usage, as a number or in parts."""
     told: Any = result.usage
-    if isinstance(told, Usage):
-        return told
     facts: Mapping[str, Any] = told if isinstance(told, Mapping) else {}
     cost: Any = facts.get("cost") if result.cost is None else result.cost
     if isinstance(cost, Mapping):
         cost = cost.get("total", sum(v for v in cost.values() if _is_number(v)))
+    if isinstance(told, Usage):
+        says = told.cost is None and _is_number(cost)
+        return replace(told, cost=float(cost), cost_source="provider") if says else told
     calls = next((facts[k] for k in ("api_calls", "requests", "calls") if _is_number(facts.get(k))), 1)
     return Usage(
         **{name: int(facts[name]) for name in _COUNTS if _is_number(facts.get(name))},

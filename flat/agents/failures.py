@@ -51,6 +51,10 @@ def agent_failure(
     if "LLM Provider NOT provided" in str(error):
         return _no_provider(agent, model, verdict)
     text = _reached(error, url) if _is_connection(error, headers) else _plain_message(error)
+    if status is None and any(type(link).__name__ == "JSONDecodeError" for link in _chain(error)):
+        text = f"what {url or 'the provider'} answered is not JSON ({text})"
+    elif status is not None and status >= 400 and str(status) not in text:
+        text = f"{text} (HTTP {status})"
     for secret in secrets:
         text = text.replace(secret, "***")
     retry_after = retry_after_seconds(headers)
@@ -136,7 +140,9 @@ def _unanswered(error: BaseException, names: set[str], headers: Mapping[str, str
         return _TIMEOUT
     if _is_connection(error, headers):
         return Verdict("server_error", True, "is the server running, and the `base_url` right?")
-    if "JSONDecodeError" in along or "InternalServerError" in names:  # an answer that makes no sense
+    if "JSONDecodeError" in along:
+        return Verdict("server_error", True, "is it a model's server, and the `base_url` right?")
+    if "InternalServerError" in names:  # an answer that makes no sense
         return _SERVER
     if "AuthenticationError" in names:
         return _AUTH

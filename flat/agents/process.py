@@ -136,6 +136,7 @@ class Conversation:
         self._process: Process | None = None
         self._channel: socket.socket | None = None
         self._stderr: IO[bytes] | None = None
+        self._saying: anyio.Lock | None = None
 
     @property
     def running(self) -> bool:
@@ -145,8 +146,10 @@ class Conversation:
         """Raises `AgentFailed` when the program is not there."""
         arguments = [_program(self.command), *self.command.arguments[1:]]
         _check(self.command)
+        self._saying = anyio.Lock()
         self._channel, theirs = socket.socketpair()
-        self._stderr = tempfile.TemporaryFile()  # a file: nobody has to read it, so that it never fills up
+        # A file: nobody has to read it, so that it never fills up.
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
         with theirs, anyio.CancelScope(shield=True):
             self._process = await _start(self.command, arguments, theirs, self._stderr)
 
@@ -154,8 +157,10 @@ class Conversation:
         """Say a line. One that cannot be said is found out by whoever listens for the answer."""
         assert self._process is not None
         assert self._process.stdin is not None
+        assert self._saying is not None
         with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
-            await self._process.stdin.send(line + b"\n")
+            async with self._saying:
+                await self._process.stdin.send(line + b"\n")
 
     async def hear(self) -> list[bytes] | None:
         """The lines that have come, at least a piece of one; None when the other side has ended."""
@@ -182,6 +187,9 @@ class Conversation:
                 self._channel.shutdown(socket.SHUT_RDWR)
             self._channel.close()
             await _wait_until_gone(process, self.command.grace)
+        told, self._stderr = self._stderr, None
+        if told is not None:
+            told.close()
 
 
 class Lines:

@@ -98,6 +98,15 @@ class AgentResult:
             return {"content": self.content}
         return {}
 
+    @property
+    def success(self) -> bool:
+        """Whether it is no failure."""
+        return self.error is None
+
+    def output_payload(self) -> Any:
+        """`payload`, as the seed system calls it."""
+        return self.payload()
+
 
 class Agent(Protocol):
     """Something that answers a request."""

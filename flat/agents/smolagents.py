@@ -47,6 +47,10 @@ class SmolagentsAgent:
         self._agent: Any = None
         self._turn: anyio.Lock | None = None
 
+    def take(self, agent: Any) -> None:
+        """Use an agent that is there already, in place of what the factory would make."""
+        self._agent = agent
+
     async def call(self, request: AgentRequest) -> AgentResult:
         """Answer the request; see `flat.agents.protocol.Agent`."""
         task = task_of(request, self.fail)

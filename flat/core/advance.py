@@ -10,11 +10,11 @@ An event for an effect that is not pending is refused before anything changes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
-from flat.core.effects import AwaitSignal, Effect, RunHook, StartChild
+from flat.core.effects import AwaitSignal, Effect, RunHook, StartChild, instance_of
 from flat.core.events import (
     Cancelled,
     Done,
@@ -114,6 +114,30 @@ def advance(program: Program, snapshot: Snapshot, event: Event) -> Advance:
     return _continued(program, snapshot, event.at)
 
 
+def advance_all(program: Program, snapshot: Snapshot, events: Sequence[Done | Failed]) -> Advance:
+    """What several answers to one instance lead to, one after another, with one snapshot at the end.
+
+    An answer that nobody waits for any more, because of one before it, is passed over.
+    """
+    instance = snapshot.instances.get(instance_of(events[0].effect_id))
+    if instance is None or not any(event.effect_id in instance.pending for event in events):
+        return Advance(snapshot, (), ())
+    turn = Turn(program, snapshot, instance, events[0].at)
+    effects: list[Effect] = []
+    path: list[tuple[str, str, int]] = []
+    for event in events:
+        if event.effect_id in turn.pending:
+            turn.status = "running"
+            effects += turn.again(event)
+            path += turn.path
+            if turn.local is not instance.local:
+                turn.own = turn.local
+    pending = frozenset(turn.pending)
+    turn.effects = tuple([effect for effect in effects if effect.id in pending])
+    turn.path = path
+    return turn.close()
+
+
 def _continued(program: Program, snapshot: Snapshot, at: float) -> Advance:
     """Take every instance up where it stands: enter its node, or ask again for what is pending."""
     effects: tuple[Effect, ...] = ()
@@ -158,6 +182,8 @@ class Turn:
     effects: tuple[Effect, ...] = ()
     launched: tuple[StartChild, ...] = ()
     said: tuple[Any, ...] = ()
+    own: Any = None
+    """The local of the op in progress while no snapshot has it yet, so that the op may go on writing to it."""
     _scope: dict[str, Any] | None = None
 
     def __init__(self, program: Program, snapshot: Snapshot, instance: Instance, at: float) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 import operator
 from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from flat.core import operators
@@ -122,7 +123,7 @@ class Condition:
             raise ExpressionError("the condition is nested too deeply") from None
 
     def _parsed(self) -> Test:
-        return _Compiler(self.source, self.roots).test(parse(self.source))
+        return _compiled(self.source, self.roots)
 
     def _placed(self, error: ExpressionError) -> ExpressionError:
         """The same error, with this condition's text and the place in its file."""
@@ -152,6 +153,12 @@ class Condition:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_restore, (self.engine, self.source, self.location, self.roots))
+
+
+@lru_cache(maxsize=1024)
+def _compiled(source: str, roots: tuple[str, ...]) -> Test:
+    """The closures of a text, which hold no state: conditions are often repeated, and checked before they are used."""
+    return _Compiler(source, roots).test(parse(source))
 
 
 def _restore(engine: str, source: str, location: Location | None, roots: tuple[str, ...]) -> Condition:

@@ -30,10 +30,11 @@ def failure_of(error: BaseException) -> Failure:
     place = str(location) if isinstance(location, Location) else ""
     if isinstance(error, AgentFailed):
         own = error.type if error.type != "AgentFailed" else type(error).__name__
+        classes = tuple(name for name in (type(error).__name__, *bases) if name != own)
         return Failure(
             type=own,
             message=error.message,
-            names=(error.code, *(["RetryableError"] if error.retryable else []), "RuntimeError", *bases),
+            names=(error.code, *(["RetryableError"] if error.retryable else []), "RuntimeError", *classes),
             retryable=error.retryable,
             retry_after=error.retry_after,
             location=place,

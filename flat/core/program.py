@@ -154,4 +154,6 @@ def _bound_op(op: AnyOp, points: frozenset[str]) -> AnyOp:
     if isinstance(op, Converse):
         calls, result = op.on_calls and "tool_calls" in points, op.on_result and "tool_result" in points
         return replace(op, on_calls=calls, on_result=result)
-    return op
+    steered_at = getattr(op, "steered_at", None)  # the op of a front end that asks hooks itself
+    bound_op: AnyOp = op if steered_at is None else steered_at(points)
+    return bound_op

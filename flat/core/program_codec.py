@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, cast
 
 import orjson
 
 from flat.core.condition import Condition, condition_class
+from flat.core.events import Done, Failed
 from flat.core.hookref import HookRef
+from flat.core.op import Answer, View
 from flat.core.ops import (
     Action,
     Arm,
@@ -118,33 +120,49 @@ def _program(program: Program, *, places: bool) -> dict[str, Any]:
     }
 
 
+_ATOMS = frozenset({str, bool, int, float, type(None)})
+_STORED: dict[type, tuple[tuple[str, Any], ...]] = {}
+"""The names and defaults of the fields of each dataclass: asking for them each time is most of encoding one."""
+
+
 def _encode(value: Any, places: bool) -> Any:
-    if value is None or isinstance(value, str | bool | int | float):
+    cls = type(value)
+    if cls in _ATOMS:
         return value
-    if isinstance(value, Template):
+    if cls is tuple:
+        return ["$t", *[_encode(v, places) for v in value]]
+    if cls is Arm:
+        return ["$D", "Arm", {"condition": _encode(value.condition, places), "target": value.target}]
+    if cls is Template:
         return ["$T", value.source, _flags(value), _place(value.location) if places else None]
     if isinstance(value, Condition):
         engine = [] if value.engine == "simple" else [value.engine]
         return ["$C", value.source, _place(value.location) if places else None, *engine]
-    if isinstance(value, CompiledMapping):
+    if cls is CompiledMapping:
         marks = [[list(path), _place(at)] for path, at in value.places()] if places else []
         return ["$M", value.value, _flags(next(iter(value.templates()), None)), marks]
-    if isinstance(value, Arm):
-        return ["$D", "Arm", {"condition": _encode(value.condition, places), "target": value.target}]
-    if is_dataclass(value):
-        changed = {
-            f.name: _encode(v, places)
-            for f in fields(value)
-            if f.metadata.get("stored", True) and (v := getattr(value, f.name)) != f.default
-        }
-        return ["$D", type(value).__name__, changed]
-    if isinstance(value, tuple):
-        return ["$t", *(_encode(v, places) for v in value)]
+    if is_dataclass(cls):
+        return ["$D", cls.__name__, _fields(value, places)]
     if isinstance(value, list):
-        return ["$l", *(_encode(v, places) for v in value)]
+        return ["$l", *[_encode(v, places) for v in value]]
     if isinstance(value, Mapping):
         return {k: _encode(v, places) for k, v in value.items()}
-    raise TypeError(f"a program cannot hold a {type(value).__name__}")
+    raise TypeError(f"a program cannot hold a {cls.__name__}")
+
+
+def _fields(value: Any, places: bool) -> dict[str, Any]:
+    """What differs from its default."""
+    cls = type(value)
+    known = _STORED.get(cls)
+    if known is None:
+        stored = (f for f in fields(cls) if f.metadata.get("stored", True))
+        known = _STORED[cls] = tuple((f.name, f.default) for f in stored)
+    changed = {}
+    for name, default in known:
+        field = getattr(value, name)
+        if field is not default and field != default:
+            changed[name] = _encode(field, places)
+    return changed
 
 
 def _flags(template: Template | None) -> int:
@@ -169,19 +187,33 @@ def _mapping(data: list[Any]) -> CompiledMapping:
     return compiled
 
 
-def _class(name: str) -> Any:
-    if name not in CLASSES:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coded:
+    """An op that is made of code, as read from a stored program: it can be looked at, and not run."""
+
+    key: str
+    kind: str
+    fields: Mapping[str, Any]
+
+    def start(self, here: View) -> Answer:
         raise IncompatibleSnapshot(
-            f"a program with a {name} cannot be run from its stored text: give the code that it was made of"
+            f"a program of kind {self.kind} cannot be run from its stored text: give the code that it is made of"
         )
-    return CLASSES[name]
+
+    def resume(self, here: View, event: Done | Failed) -> Answer:
+        return self.start(here)
+
+
+def _made(name: str, given: dict[str, Any]) -> Any:
+    cls = CLASSES.get(name)
+    return Coded(key=given["key"], kind=given["kind"], fields=given) if cls is None else cls(**given)
 
 
 _TAGS: dict[str, Callable[[list[Any]], Any]] = {
     "$T": lambda d: Template(d[1], _location(d[3]), bool(d[2] & 1), lenient=bool(d[2] & 2)),
     "$C": lambda d: condition_class(d[3] if len(d) > 3 else "simple")(d[1], _location(d[2])),
     "$M": _mapping,
-    "$D": lambda d: _class(d[1])(**{k: _decode(v) for k, v in d[2].items()}),
+    "$D": lambda d: _made(d[1], {k: _decode(v) for k, v in d[2].items()}),
     "$t": lambda d: tuple(_decode(v) for v in d[1:]),
     "$l": lambda d: [_decode(v) for v in d[1:]],
 }

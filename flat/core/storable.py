@@ -21,7 +21,8 @@ from flat.errors import IncompatibleSnapshot, NotStorable
 BLOB_SIZE = 16_384
 """Texts from this many characters on are stored as blobs."""
 INT_LIMIT = 2**63
-DEPTH = 200
+DEPTH = 240
+"""Levels that a value may nest: what writes JSON takes 254, and a snapshot is wrapped around the value."""
 
 Blobs: TypeAlias = dict[str, bytes] | None
 Encoder = Callable[[Any], Any]

@@ -27,6 +27,7 @@ from flat.errors import ExpressionError, Location, did_you_mean
 
 ROOTS = ("context", "input", "output")
 """What a bare path may begin with, besides the roots a template is given."""
+NULL_HINT = "in a template, null is written none"
 
 
 class Template:
@@ -87,7 +88,8 @@ class Template:
             used = names_used(self)
         for name, offset in sorted(used.items(), key=lambda item: item[1]):
             if name not in roots:
-                raise self.error(f"`{name}` is not defined", offset, did_you_mean(name, roots), name)
+                hint = NULL_HINT if name in ("null", "nil") else did_you_mean(name, roots)
+                raise self.error(f"`{name}` is not defined", offset, hint, name)
 
     @property
     def is_jinja(self) -> bool:

@@ -92,7 +92,7 @@ class MachineHooks:
         return output
 
     def on_transition(self, from_state: str, to_state: str, context: Context) -> Any:
-        """A transition is about to be taken; what is returned is where it leads."""
+        """A transition is about to be taken; what is returned is where it leads. None ends the run."""
         return to_state
 
     def on_error(self, state_name: str, error: Exception, context: Context) -> Any:

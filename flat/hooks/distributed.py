@@ -59,6 +59,8 @@ class Job(Protocol):
     def id(self) -> str: ...
     @property
     def data(self) -> Any: ...
+    @property
+    def attempts(self) -> int: ...
 
 
 class Pool(Protocol):
@@ -219,11 +221,11 @@ class DistributedWorkerHooks(MachineHooks):
         place = _place(context)
         item = await self.work.pool(pool_id).claim(worker_id, lease=self.lease_seconds, key=place or None)
         if item is None:
-            context.update(job=None, job_id=None)
+            context.update(job=None, job_id=None, job_attempt=None)
             return
         self._workers[worker_id] = _execution(context)
         self._jobs[worker_id] = (pool_id, item.id)
-        context.update(job=item.data, job_id=item.id)
+        context.update(job=item.data, job_id=item.id, job_attempt=item.attempts)
 
     async def complete_job(self, context: Context) -> None:
         """The job is done. Raises `WorkNotHeld` when it has been given to another worker meanwhile."""

@@ -65,6 +65,10 @@ class HooksRegistry:
             f"hooks are a name, {{name: …, args: …}}, or a list of those, not {type(ref).__name__}"
         )
 
+    def is_built_in(self, name: str) -> bool:
+        """Whether this name means what it means from the beginning."""
+        return isinstance(self.factories.get(name), _BuiltIn)
+
     def _make(self, name: str, args: Mapping[str, Any]) -> Any:
         factory = self.factories.get(name)
         if factory is None:

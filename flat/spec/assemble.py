@@ -54,12 +54,13 @@ class Assembly:
         catalogue = self._catalogue(profiles_file) or self._inherited(inherited)
         if check or machine is None:
             self.problems += check_document(self.main.document, agents, catalogue, self.compat)
-        if check:
+        # Without a file to point into, what is wrong in a child would be said twice.
+        if check and (machine is not None or self.main.document.file):
             for child in children.values():
                 self._inside(child, catalogue)
         problems = in_file_order(self.problems)
         if any(problem.severity == "error" for problem in problems) or machine is None:
-            raise SpecError(problems)
+            raise SpecError([p for p in problems if p.code != "unheard-action"])  # hooks can wait
         return MachineSource(
             machine=machine,
             document=self.main.document,
@@ -256,10 +257,13 @@ class Assembly:
             self.problems += error.problems
 
     def _catalogue(self, explicit: str | os.PathLike[str] | None) -> CatalogueSource | None:
-        """The catalogue the caller names, or the one the file names, or `profiles.yml` beside the machine."""
+        """The catalogue the caller names, or the one the file names or holds, or `profiles.yml` beside the machine."""
         if explicit is not None:
             return self._unwrapped(self._named_by_caller(Path(explicit)))
         named = self.data.get("profiles")
+        if isinstance(named, Mapping):
+            path = (*self.main.path, "data", "profiles")
+            return self._unwrapped(Part(value=named, document=self.main.document, path=path))
         place: Location | None = None
         if isinstance(named, str):
             ref, place = named, self.main.locate("data", "profiles")
@@ -290,7 +294,8 @@ class Assembly:
         if "data" in part.value or part.value.get("spec") in SPECS:
             if self._shape(ProfileFile, part) is None:
                 return None
-            part = Part(value=mapping(part.value.get("data")), document=part.document, path=("data",))
+            path = (*part.path, "data")
+            part = Part(value=mapping(part.value.get("data")), document=part.document, path=path)
         elif self._shape(ProfilesData, part) is None:
             return None
         return CatalogueSource(

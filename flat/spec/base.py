@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, model_validator
@@ -35,8 +36,16 @@ class Closed(BaseModel):
     @classmethod
     def _drop_nulls(cls, value: Any) -> Any:
         if type(value) is dict and None in value.values():
-            return {key: item for key, item in value.items() if item is not None}
+            known = _names(cls) if cls.model_config.get("extra") == "forbid" else value
+            return {key: item for key, item in value.items() if item is not None or key not in known}
         return value
+
+
+@cache
+def _names(model: type[BaseModel]) -> frozenset[str]:
+    """What the keys of a model are called in a file."""
+    fields = model.model_fields.items()
+    return frozenset(name for key, field in fields for name in (key, field.alias) if name is not None)
 
 
 class Open(Closed):
@@ -61,12 +70,33 @@ def _number_or_template(value: Any) -> Any:
     return value
 
 
+def _seconds(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise PydanticCustomError("seconds", "should be a number of seconds") from None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise PydanticCustomError("seconds", "should be a number of seconds")
+    if value < 0:
+        raise PydanticCustomError("greater_than_equal", "must be at least 0", {"ge": 0})
+    if not value <= MOST_SECONDS:
+        raise PydanticCustomError("too_long", "that is longer than a century; leave it out for no limit")
+    return value
+
+
 def _version_text(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 Number = Annotated[int | float | str, BeforeValidator(_number_or_template)]
 """A number, or a template that gives one when it is used."""
+
+MOST_SECONDS = 100 * 366 * 86400
+"""Longer than anybody waits; far below what a clock or a float cannot hold."""
+
+Seconds = Annotated[float, Field(ge=0, le=MOST_SECONDS), BeforeValidator(_seconds)]
+"""A number of seconds, 0 or more."""
 
 Version = Annotated[str, BeforeValidator(_version_text)]
 """A version text; `4.2` without quotes is a number in YAML and is taken as text."""

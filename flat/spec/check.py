@@ -6,11 +6,13 @@ Texts (templates, conditions, secrets) are checked in `check_text`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from flat.errors import Location, Problem, did_you_mean, nearest
+from flat.spec.base import SPEC_VERSION
 from flat.spec.check_text import TextChecks
 from flat.spec.document import Document, Step, mapping
 from flat.spec.machine import Backends, Persistence, Settings
@@ -20,6 +22,7 @@ FORGIVEN = frozenset(
     {
         "dead-end",
         "duplicate-key",
+        "item-name",
         "key",
         "undefined-name",
         "unknown-agent",
@@ -42,18 +45,19 @@ _NEEDS = (
 )
 """Fields of a state that do nothing without one of some others, and the words for those."""
 
+_VERSION = re.compile(r"(\d{1,9})(?:\.(\d{1,9}))?(?:\.\d+)*(?:[-+][\w.+-]*)?\Z")
 _SETTINGS = tuple(Settings.model_fields)
 _PERSISTENCE = tuple(Persistence.model_fields)
 _BACKENDS: Mapping[str, tuple[str, ...]] = {
     "persistence": ("memory", "local", "sqlite", "redis", "postgres", "s3", "dynamodb"),
-    "locking": ("none", "local", "sqlite", "redis", "consul", "dynamodb"),
-    "results": ("memory", "redis", "dynamodb"),
-    "registration": ("memory", "sqlite", "redis", "dynamodb"),
-    "work": ("memory", "sqlite", "redis", "dynamodb"),
-    "signal": ("memory", "sqlite", "redis", "dynamodb"),
-    "trigger": ("none", "file", "socket"),
+    "locking": ("none", "local", "sqlite", "redis", "consul", "dynamodb", "postgres"),
+    "results": ("memory", "sqlite", "redis", "dynamodb", "postgres"),
+    "registration": ("memory", "sqlite", "redis", "dynamodb", "postgres"),
+    "work": ("memory", "sqlite", "redis", "dynamodb", "postgres"),
+    "signal": ("memory", "sqlite", "redis", "dynamodb", "postgres"),
+    "trigger": ("none", "file", "socket", "redis", "postgres"),
 }
-"""What `settings.backends` may name; a store may also be given by its URL."""
+"""What `settings.backends` may name; each may also be given by its URL."""
 _CHECKPOINTS = (
     "machine_start", "state_enter", "execute", "tool_call", "waiting", "state_exit", "machine_end",
 )  # fmt: skip
@@ -126,6 +130,7 @@ class _Checks:
         }
 
     def run(self) -> None:
+        self._version()
         if self._has_states():
             self._initial()
             for name, state in self.states.items():
@@ -139,6 +144,7 @@ class _Checks:
         for agent in self.agents.values():
             self._agent(agent)
         self.problems += TextChecks(self.data, self.states, self.agents, self.catalogue).run()
+        self._unheard()
 
     def _say(
         self,
@@ -154,6 +160,20 @@ class _Checks:
         if place is None and path:
             said = f"{'.'.join(map(str, ('data', *path)))}: {said}"
         self.problems.append(Problem(code, said, place, hint, "warning" if warn else "error"))
+
+    def _version(self) -> None:
+        """Warn of a version that no file of this kind has had so far."""
+        document, path = self.data.document, ("spec_version",)
+        if (named := document.get(path)) is None:
+            return
+        version = _VERSION.match(str(named))
+        if version and (int(version[1]), int(version[2] or 0)) <= (4, 2):
+            return
+        said = f'spec_version "{named}" is ' + ("newer than what is known here" if version else "no version")
+        place = document.locate(path)
+        self.problems.append(
+            Problem("version", said, place, f"the newest one known is {SPEC_VERSION}", "warning")
+        )
 
     def _has_states(self) -> bool:
         states = self.data.value.get("states")
@@ -187,8 +207,38 @@ class _Checks:
             hint = "to keep a value, use output_to_context"
             self._say("unused", '"output" is only used in a final state', ("states", name, "output"), hint,
                       warn=True, key=True)  # fmt: skip
+        if isinstance(channel := state.get("wait_for"), str) and not channel.strip():
+            self._say(
+                "missing", "wait_for is empty", ("states", name, "wait_for"), "name the signal's channel"
+            )
+        self._machines(name, state)
         if state.get("foreach") and not state.get("machine"):
             self._say("foreach", '"foreach" needs a "machine" to run', ("states", name, "foreach"), key=True)
+
+    def _unheard(self) -> None:
+        """Warn of actions that no hooks can run, unless Python brings some."""
+        if self.data.value.get("hooks"):
+            return
+        for name, state in self.states.items():
+            action = state.get("action")
+            if action and not state.get("hooks") and state.get("wait_for") is None:
+                said = f'nothing runs the action "{action}": neither the state nor the machine names hooks'
+                hint = "add hooks: NAME to the state or the machine, or give them in Python: hooks=…"
+                self._say("unheard-action", said, ("states", name, "action"), hint, warn=True)
+
+    def _machines(self, name: str, state: Mapping[str, Any]) -> None:
+        """Warn of entries of `machine` that are never run."""
+        entries = _list(state.get("machine"))
+        names = [mapping(entry).get("name") if isinstance(entry, Mapping) else entry for entry in entries]
+        for index, machine in enumerate(names):
+            path = ("states", name, "machine", index)
+            if index and state.get("foreach"):
+                hint = "make a machine that runs them all, and name that"
+                self._say("unused", "foreach runs the first machine only", path, hint, warn=True)
+            elif machine in names[:index] and isinstance(machine, str):
+                said = f'"{machine}" is named before; results are kept by name, so it runs once'
+                hint = "give it a second name under data.machines"
+                self._say("unused", said, path, hint, warn=True)
 
     def _ends(self, name: str, state: Mapping[str, Any], final: bool, transitions: Any) -> None:
         if final and transitions:
@@ -218,7 +268,9 @@ class _Checks:
             self._target(target, ("states", name, "on_error", failure))
 
     def _target(self, target: Any, path: tuple[Step, ...]) -> None:
-        if isinstance(target, str) and target and target not in self.states:
+        if target == "" and path[2] == "on_error":
+            self._say("missing", "on_error is empty", path, "name the state to go to, or leave it out")
+        elif isinstance(target, str) and target and target not in self.states:
             self._say("unknown-state", f'there is no state "{target}"', path, self._near(target, self.states))
 
     def _near(self, name: str, known: Iterable[str]) -> str:
@@ -240,7 +292,7 @@ class _Checks:
                     self._known("machine", entry, machines, path)
 
     def _known(self, kind: str, name: Any, known: Mapping[str, Any], path: tuple[Step, ...]) -> None:
-        if isinstance(name, str) and name and name not in known:
+        if isinstance(name, str) and name not in known:
             hint = self._near(name, known) or f"add it under data.{kind}s"
             self._say(f"unknown-{kind}", f'there is no {kind} "{name}"', path, hint)
 
@@ -255,7 +307,7 @@ class _Checks:
             if name not in seen and name in self.states:
                 seen.add(name)
                 state = self.states[name]
-                if _misspells(state, "transitions") or not _well_formed(state.get("transitions")):
+                if not _well_formed(state.get("transitions")) or _misspells(state, "transitions"):
                     return
                 ahead += _exits(state)
         for name in self.states:
@@ -278,18 +330,23 @@ class _Checks:
     def _storage(self) -> None:
         """Whether what is said about storage is something that exists."""
         backends = mapping(mapping(self.data.value.get("settings")).get("backends"))
+        persistence = mapping(self.data.value.get("persistence"))
         for field, known in _BACKENDS.items():
-            named = backends.get(field)
-            if isinstance(named, str) and named not in known and ":" not in named:
-                hint = did_you_mean(named, known)
-                said = f'there is no backend "{named}" for {field}'
-                self._say("unknown-backend", said, ("settings", "backends", field), hint)
-        events = _list(mapping(self.data.value.get("persistence")).get("checkpoint_on"))
+            self._backend(field, backends.get(field), known, ("settings", "backends", field))
+        self._backend(
+            "persistence", persistence.get("backend"), _BACKENDS["persistence"], ("persistence", "backend")
+        )
+        events = _list(persistence.get("checkpoint_on"))
         for index, event in enumerate(events):
             if isinstance(event, str) and event not in _CHECKPOINTS:
                 path = ("persistence", "checkpoint_on", index)
                 said = f'there is no event "{event}"'
                 self._say("unknown-event", said, path, did_you_mean(event, _CHECKPOINTS), warn=True)
+
+    def _backend(self, role: str, named: Any, known: tuple[str, ...], path: tuple[Step, ...]) -> None:
+        if isinstance(named, str) and named not in known and ":" not in named:
+            said = f'there is no backend "{named}" for {role}'
+            self._say("unknown-backend", said, path, did_you_mean(named, known))
 
     def _agent(self, agent: AgentSource) -> None:
         if agent.type != "flatagent":
@@ -373,7 +430,7 @@ def _similar(key: str, meant: str) -> bool:
 
 
 def _misspells(keys: Mapping[str, Any], wanted: str) -> bool:
-    return any(key != wanted and nearest(key, (wanted,)) for key in keys)
+    return wanted not in keys and any(nearest(key, (wanted,)) for key in keys)
 
 
 def _well_formed(transitions: Any) -> bool:
@@ -383,12 +440,14 @@ def _well_formed(transitions: Any) -> bool:
 
 
 def _exits(state: Mapping[str, Any]) -> Iterator[str]:
-    for transition in _list(state.get("transitions")):
-        if isinstance(target := mapping(transition).get("to"), str):
-            yield target
+    """The states that a state leads to; its transitions are well formed."""
+    for transition in state.get("transitions") or ():
+        yield transition["to"]
     on_error = state.get("on_error")
-    targets = [on_error] if isinstance(on_error, str) else list(mapping(on_error).values())
-    yield from (target for target in targets if isinstance(target, str))
+    if isinstance(on_error, str):
+        yield on_error
+    elif on_error:
+        yield from (target for target in mapping(on_error).values() if isinstance(target, str))
 
 
 def _list(value: Any) -> list[Any]:

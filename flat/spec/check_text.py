@@ -18,6 +18,8 @@ _CONTEXT = re.compile(r"\bcontext\.([A-Za-z_]\w*)")
 _TEXT = re.compile(r"'[^'\n]*'|\"[^\"\n]*\"")
 _CODE = re.compile(r"\{\{.*?\}\}|\{%.*?%\}", re.DOTALL)
 _BARE = re.compile(r"(?:context|input|output)(?:\.[A-Za-z_]\w*)*")
+_PATH_LIKE = re.compile(r"([A-Za-z_]\w*)(?:\.\w+|\[[^\]\s]*\])+")
+_ROOTS = ("context", "input", "output")
 _SECRET_KEY = re.compile(r"(?:^|_)(?:api_?key|token|secret|password)$", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"(?:sk|pk|ghp|xoxb|AKIA)[-_A-Z0-9a-z]{12,}")
 _REFERENCE = re.compile(r"\$\{|\{\{|^env:|^secret\(")
@@ -29,6 +31,11 @@ _GIVEN = (
 )
 """Context keys that the engine sets."""
 
+_WORDS = frozenset(
+    ("and", "or", "not", "in", "is", "if", "else", "true", "false", "none", "True", "False", "None")
+)
+"""What a template cannot have as a name."""
+
 _STATE = frozenset({"context", "input"})
 _SCOPES: tuple[tuple[str, frozenset[str]], ...] = (
     ("input", _STATE),
@@ -36,7 +43,6 @@ _SCOPES: tuple[tuple[str, frozenset[str]], ...] = (
     ("wait_for", _STATE),
     ("foreach", _STATE),
     ("session_id", _STATE),
-    ("timeout", _STATE),
     ("tool_loop", _STATE),
     ("output", frozenset({"context"})),
 )
@@ -67,6 +73,9 @@ class TextChecks:
         self.catalogue = catalogue
         self.problems: list[Problem] = []
         self.condition = self._engine()
+        self.native = bool(mapping(data.value.get("settings")).get("native_types"))
+        self.items = {str(s.get("as") or "item") for s in states.values() if s.get("foreach")}
+        """What items are called in any of the states."""
         self.declared = {*_GIVEN, *mapping(data.value.get("context"))}
         for state in states.values():
             self.declared.update(mapping(state.get("output_to_context")))
@@ -95,13 +104,19 @@ class TextChecks:
 
     def _state(self, name: str, state: Mapping[str, Any]) -> None:
         at = ("states", name)
-        item = str(state.get("as") or "item")
+        item = "item" if state.get("as") is None else str(state["as"])
         for field, scope in _SCOPES:
             if field == "input" and state.get("foreach"):
                 scope = scope | {item}
             if field in state:
                 self._templates(self.data, (*at, field), state[field], scope, in_state=True)
+        scope = _STATE | {item} if state.get("foreach") else _STATE
+        for index, entry in enumerate(_list(state.get("machine"))):
+            own = mapping(mapping(entry).get("input"))
+            self._templates(self.data, (*at, "machine", index, "input"), own, scope, in_state=True)
         self._templates(self.data, (*at, "key"), state.get("key"), _STATE | {item}, in_state=True)
+        if state.get("foreach"):
+            self._item(at, item, state.get("key"))
         for key, value in mapping(state.get("output_to_context")).items():
             if isinstance(value, str):
                 scope = _STATE | {"output"}
@@ -110,6 +125,17 @@ class TextChecks:
             condition = mapping(transition).get("condition")
             if isinstance(condition, str):
                 self._condition((*at, "transitions", index, "condition"), condition)
+
+    def _item(self, at: tuple[Step, ...], item: str, key: Any) -> None:
+        """Whether templates can name an item, and whether keys tell items apart."""
+        if not item.isidentifier() or item in _WORDS:
+            said = f'"as" should be a name that a template can use, not "{item}"'
+            self.problems.append(
+                Problem("item-name", said, self.data.locate(*at, "as"), "letters, digits and _: doc, row_2")
+            )
+        elif isinstance(key, str) and item not in key and key.strip():
+            said = f"all items have the same key: nothing in it is of {item}"
+            self._doubt((*at, "key"), said, f'write for example "{{{{ {item}.id }}}}"')
 
     def _templates(
         self, part: Part, path: tuple[Step, ...], value: Any, scope: frozenset[str], *, in_state: bool = False
@@ -124,6 +150,18 @@ class TextChecks:
             for index, item in enumerate(value):
                 if isinstance(item, str):
                     self._template(part, (*path, index), item, scope, in_state=in_state)
+                else:
+                    self._unrendered(part, (*path, index), item)
+
+    def _unrendered(self, part: Part, path: tuple[Step, ...], value: Any) -> None:
+        """Warn of what looks like a template deep inside a list, where it stays the text that it is."""
+        for inner in _texts(value):
+            text = part.document.get((*part.path, *path, *inner))
+            if _CODE.search(text):
+                said = "a template in a mapping or a list that is in a list is not rendered"
+                hint = "write the whole list as one template, with settings.native_types: true"
+                place = part.locate(*path, *inner)
+                self.problems.append(Problem("unrendered", said, place, hint, "warning"))
 
     def _template(
         self, part: Part, path: tuple[Step, ...], text: str, scope: frozenset[str], *, in_state: bool = False
@@ -138,8 +176,37 @@ class TextChecks:
             except ExpressionError as error:
                 self._expression(code, part, path, error)
                 return
+        elif part is self.data:
+            self._plain(path, text.strip(), scope)
         if in_state:
             self._declared(path, text)
+
+    def _plain(self, path: tuple[Step, ...], text: str, scope: frozenset[str]) -> None:
+        """Warn of a text without braces that looks like a path, and is none, or one that leads nowhere here."""
+        root = text.partition(".")[0]
+        if _BARE.fullmatch(text):
+            if root not in scope:
+                said = f"{text} is always null: {root} cannot be seen here"
+                self._doubt(path, said, f"known: {', '.join(sorted(scope))}")
+            return
+        if text in self.items and not self.native and text in scope:
+            self._doubt(path, f"{text} is plain text here", f'write "{{{{ {text} }}}}" for the item')
+        elif (found := _PATH_LIKE.fullmatch(text)) and not (self.native and found[1] in self.items):
+            if found[1] in scope:
+                self._doubt(path, f"{text} is plain text here", f'write "{{{{ {text} }}}}"')
+            elif (meant := nearest(found[1], _ROOTS)) in scope and self._leads(meant, text[len(found[1]) :]):
+                said = f"{text} is plain text here"
+                self._doubt(path, said, f'did you mean "{meant}{text[len(found[1]) :]}"?')
+
+    def _leads(self, root: str, rest: str) -> bool:
+        """Whether there is something behind `root` and the first step of `rest`; a file's name has its own."""
+        return root == "output" or rest.removeprefix(".").partition(".")[0] in self.declared
+
+    def _doubt(self, path: tuple[Step, ...], said: str, hint: str) -> None:
+        place = self.data.locate(*path)
+        if place is None:
+            said = f"{'.'.join(map(str, ('data', *path)))}: {said}"
+        self.problems.append(Problem("plain-text", said, place, hint, "warning"))
 
     def _condition(self, path: tuple[Step, ...], text: str) -> None:
         if not text.strip() or self.condition is None:
@@ -174,7 +241,9 @@ class TextChecks:
             name = found[1]
             if name in self.declared:
                 continue
-            meant = nearest(name, sorted(self.declared))
+            # Nobody means one of the engine's own names, with a line in front, by a name without.
+            alike = [known for known in self.declared if known.startswith("_") == name.startswith("_")]
+            meant = nearest(name, sorted(alike))
             if pattern is _INPUT:
                 said = (
                     f"input.{name} is used in a state, where input is the context, which does not declare it"
@@ -228,6 +297,20 @@ def _inside(text: str) -> list[bool]:
         for quoted in _TEXT.finditer(text, found.start(), found.end()):
             flags[quoted.start() : quoted.end()] = [False] * len(quoted.group())
     return flags
+
+
+def _texts(value: Any, path: tuple[Step, ...] = ()) -> Iterator[tuple[Step, ...]]:
+    """Where there is text in a value."""
+    if isinstance(value, str):
+        yield path
+        return
+    entries: Iterable[tuple[Step, Any]] = ()
+    if isinstance(value, Mapping):
+        entries = value.items()
+    elif isinstance(value, list):
+        entries = enumerate(value)
+    for key, item in entries:
+        yield from _texts(item, (*path, key))
 
 
 def _literal_secrets(value: Any, path: tuple[Step, ...] = ()) -> Iterator[tuple[Step, ...]]:

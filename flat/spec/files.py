@@ -42,7 +42,10 @@ class Files:
         given = Path(reference).expanduser() if reference.startswith("~") else Path(reference)
         candidates = [given] if given.is_absolute() else [base / given for base in bases]
         paths = [self._inside(reference, given, candidate) for candidate in candidates]
-        found = next((path for path in paths if path.is_file()), None)
+        try:
+            found = next((path for path in paths if path.is_file()), None)
+        except OSError as error:  # such as a name that is too long
+            raise Refused("path", f"{reference[:60]!r} is not a path: {error.strerror}") from None
         if found is None:
             raise Refused("missing-file", f"there is no file {reference}", f"looked for {paths[0]}")
         return found
@@ -93,8 +96,12 @@ def read_capped(path: Path, limits: Limits = LIMITS) -> bytes:
 
 def find_machine(path: Path) -> Path:
     """The machine file that a path means: itself, or the one in that folder."""
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except OSError as error:
+        said = f"{str(path)[:60]!r} is not a path: {error.strerror}"
+        raise SpecError(Problem("path", said)) from None
     if not path.is_dir():
         near = f"; in that folder: {_listed(path.parent)}" if path.parent.is_dir() else ""
         raise SpecError(Problem("missing-file", f"there is no machine file {path}{near}"))

@@ -56,7 +56,8 @@ def load_machine_dict(
 ) -> MachineSource:
     """Load a machine from a mapping. Problems name the path of keys, since there is no file to point into."""
     files = Files(Path(base_dir) if base_dir is not None else Path.cwd(), roots, limits)
-    return _assemble(Document(dict(config)), files, compat, profiles_file, catalogue, check)
+    value = dict(config) if isinstance(config, Mapping) else config
+    return _assemble(Document(value), files, compat, profiles_file, catalogue, check)
 
 
 def _assemble(

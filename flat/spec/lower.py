@@ -43,7 +43,7 @@ from flat.core.program import END, START, Limits, Node, Program
 from flat.core.program_codec import with_digest
 from flat.core.strategies import Parsed, Retry, Sample, Single, Strategy, Vote
 from flat.core.template import CompiledMapping, Template, compile_value
-from flat.errors import Location, SpecError
+from flat.errors import Location, Problem, SpecError
 from flat.spec.document import mapping
 from flat.spec.machine import (
     MachineData,
@@ -68,7 +68,11 @@ def lower(source: MachineSource, *, given_hooks: bool = False, given_lifecycle: 
     With `given_hooks`, an object handed over at load serves the machine and every state without hooks of its own; with
     `given_lifecycle`, one serves the machine's beginning and end alone.
     """
-    return Lowering(source, given_hooks, given_lifecycle).program()
+    try:
+        return Lowering(source, given_hooks, given_lifecycle).program()
+    except orjson.JSONEncodeError as error:  # of a mapping from Python; what a file can hold can be stored
+        said = f"a value of the config cannot be stored: {error}"
+        raise SpecError(Problem("value", said, None, "write it as text")) from None
 
 
 class Lowering:
@@ -135,7 +139,7 @@ class Lowering:
             ops=tuple(ops),
             on_error=state.error_targets,
             hooks=hooks,
-            timeout=self.timeout(name, state),
+            timeout=float(state.timeout) if state.timeout else None,
             final=state.type == "final",
         )
 
@@ -147,7 +151,9 @@ class Lowering:
             ops.append(Wait(channel=self.template(state.wait_for, *at, "wait_for")))
             ops += self.assign(state, at)
         else:
-            if state.action is not None:
+            # The seed system passes over an action that nothing runs.
+            unheard = self.lenient and not (state.hooks or self.shared_hooks)
+            if state.action is not None and not unheard:
                 ops.append(Action(action=state.action, in_doubt=state.in_doubt or self.in_doubt))
             if state.launch_names:
                 given = self.mapping(state.launch_input, *at, "launch_input") if state.launch_input else None
@@ -185,7 +191,9 @@ class Lowering:
             calls=tuple(
                 ChildCall(
                     machine=call.name,
-                    input=self.mapping(call.input, *at, "machine", i, "input") if call.input else None,
+                    input=self.mapping(call.input, *at, "machine", i, "input", roots=roots)
+                    if call.input
+                    else None,
                 )
                 for i, call in enumerate(calls)
             ),
@@ -266,14 +274,6 @@ class Lowering:
                 condition = condition_class(self.data.expression_engine)(text, place)
             arms.append(Arm(condition, transition.to))
         return Branch(arms=tuple(arms), open_ended=self.lenient, interrupted=state.loops)
-
-    def timeout(self, name: str, state: State) -> float | None:
-        if state.timeout is None or isinstance(state.timeout, int | float):
-            return float(state.timeout) if state.timeout else None
-        raise SpecError(
-            "a state's timeout is a number of seconds; templates are not available here",
-            self.source.locate("data", "states", name, "timeout"),
-        )
 
     # -- templates ------------------------------------------------------------------
 
@@ -362,7 +362,8 @@ def agent_config(agent: AgentSource, source: MachineSource) -> dict[str, Any]:
     they are no part of what the agent does.
     """
     if agent.problem is not None:
-        return {"problem": str(agent.problem)}
+        place = f"{agent.problem.location}: " if agent.problem.location else ""
+        return {"problem": place + agent.problem.message}
     directory = os.path.realpath(agent.directory)
     if agent.type != "flatagent":
         runners = source.machine.data.settings.agent_runners or {}

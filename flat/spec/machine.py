@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Discriminator, Field, Tag, field_validator
 
 from flat.spec.agent import AgentFile, TypedAgent
-from flat.spec.base import SPEC_VERSION, Closed, Metadata, Number, Open, Version, by_shape, shape
+from flat.spec.base import SPEC_VERSION, Closed, Metadata, Number, Open, Seconds, Version, by_shape, shape
 
 
 class HooksCall(Closed):
@@ -36,10 +36,16 @@ def hooks_calls(ref: HooksRef | None) -> tuple[HooksCall, ...]:
     return tuple(HooksCall(name=e) if isinstance(e, str) else e for e in entries)
 
 
+ConditionText = Annotated[
+    Annotated[str, Tag("text")] | Annotated[bool, Tag("flag")],
+    Discriminator(lambda value: "flag" if isinstance(value, bool) else "text"),
+]
+
+
 class Transition(Closed):
     """Where to go, and when. The first entry whose condition holds is taken."""
 
-    condition: str | bool | None = Field(
+    condition: ConditionText | None = Field(
         None, description="When to go; always, when absent.", examples=["context.score >= 8"]
     )
     to: str = Field(min_length=1, description="The next state.", examples=["done"])
@@ -165,7 +171,7 @@ class State(Closed):
     mode: Literal["settled", "any"] = Field(
         "settled", description="Wait for all children, or for the first success.", examples=["any"]
     )
-    timeout: Number | None = Field(
+    timeout: Seconds | None = Field(
         None, description="Seconds the state may take; 0 means no limit.", examples=[30]
     )
     launch: Names | None = Field(
@@ -244,7 +250,7 @@ class State(Closed):
     def error_targets(self) -> dict[str, str]:
         """`on_error` as a mapping from an error's name (or `default`) to a state."""
         if isinstance(self.on_error, str):
-            return {"default": self.on_error}
+            return {"default": self.on_error} if self.on_error else {}
         return dict(self.on_error or {})
 
 
@@ -260,6 +266,16 @@ class Backends(Open):
     trigger: str | None = Field(None, description="What wakes a dispatcher.", examples=["file"])
     sqlite_path: str | None = Field(None, description="The database file.", examples=["flat.db"])
     trigger_path: str | None = Field(None, description="Folder of trigger files.", examples=["/tmp/flat"])
+    redis_url: str | None = Field(
+        None, description="Where `redis` is.", examples=["redis://localhost:6379/0"]
+    )
+    postgres_url: str | None = Field(
+        None, description="Where `postgres` is.", examples=["postgresql://localhost/flat"]
+    )
+    consul_url: str | None = Field(
+        None, description="Where `consul` is.", examples=["consul://127.0.0.1:8500/flat"]
+    )
+    s3_url: str | None = Field(None, description="Where `s3` is.", examples=["s3://bucket/folder"])
     dynamodb_table: str | None = Field(None, description="Table name.", examples=["flat"])
     aws_region: str | None = Field(None, description="Region.", examples=["eu-west-1"])
 
@@ -306,9 +322,7 @@ class Persistence(Open):
     """Where executions of a machine are kept."""
 
     enabled: bool = Field(True, description="Whether anything is kept on disk.", examples=[True])
-    backend: Literal["memory", "local", "sqlite"] = Field(
-        "memory", description="The kind of store.", examples=["sqlite"]
-    )
+    backend: str = Field("memory", description="The kind of store, or its URL.", examples=["sqlite"])
     db_path: str | None = Field(None, description="The database file.", examples=["flat.db"])
     checkpoint_on: list[str] | None = Field(
         None, description="Events after which to checkpoint.", examples=[["machine_start"]]
@@ -353,6 +367,12 @@ MachineRef = Annotated[
 ]
 
 
+CatalogueRef = Annotated[
+    Annotated[str, Tag("text")] | Annotated[dict[str, Any], Tag("mapping")],
+    by_shape,
+]
+
+
 class MachineData(Closed):
     """A machine: states, and what they use."""
 
@@ -388,7 +408,11 @@ class MachineData(Closed):
     hooks: HooksRef | None = Field(
         None, description="Hooks of the whole machine (2.5.0 shape).", examples=["hello-world-hooks"]
     )
-    profiles: str | None = Field(None, description="The catalogue file.", examples=["./profiles.yml"])
+    profiles: CatalogueRef | None = Field(
+        None,
+        description="The catalogue: a file, or what would be in it; `profiles.yml` beside the machine when absent.",
+        examples=["./profiles.yml", {"model_profiles": {"fast": {"name": "gpt-5-mini"}}}],
+    )
     max_steps: int | None = Field(
         None, ge=0, description="Most steps; `settings.max_steps` wins.", examples=[100]
     )

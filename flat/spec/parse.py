@@ -319,16 +319,22 @@ class _Builder:
             if found["power"] is None and found["point"] is None and text.lstrip("+-")[:1] != ".":
                 if len(text) > _MAX_DIGITS:
                     self._fail("number", "this number has too many digits", event, "quote it")
-                return int(text)
+                return self._stored(int(text), event)
             number = float(text)
             if math.isinf(number):
                 self._fail("number", "this number is too large", event, f'quote it: "{text}"')
             return number
         if _BASED.fullmatch(text) and len(text) <= _MAX_DIGITS:
-            return int(text, 0)
+            return self._stored(int(text, 0), event)
         if _INFINITE.fullmatch(text):
             self._fail("number", f"{text} is not a number that can be stored", event, f'quote it: "{text}"')
         return text
+
+    def _stored(self, number: int, event: Any) -> int:
+        """The number, if programs can be stored with it."""
+        if not -(2**63) <= number < 2**64:
+            self._fail("number", "this number has more than 64 bits", event, f'quote it: "{event.value}"')
+        return number
 
     def _tagged(self, text: str, event: Any) -> Any:
         if event.tag in ("!", f"{_CORE_TAG}str"):

@@ -27,9 +27,11 @@ _EXPECTED = {
     "int_type": "a whole number",
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",
+    "finite_number": "a finite number",
     "float_type": "a number",
     "float_parsing": "a number",
     "number": "a number, or a template that gives one",
+    "seconds": "a number of seconds",
     "bool_type": "true or false",
     "bool_parsing": "true or false",
 }
@@ -40,6 +42,11 @@ SPECS = {
     "flatprofiles": "a profile catalogue",
     "prompt": "a prompt file",
 }
+
+IN_DOUBT = ("retry", "ask", "fail", "verify:NAME")
+"""What `in_doubt` may say."""
+
+COMMA_HINT = "inside { } a comma ends a text: if this belongs to the one before it, put both in quotes"
 
 
 def check_shape(model: type[M], part: Part, *, compat: bool = False) -> tuple[M | None, list[Problem]]:
@@ -127,7 +134,8 @@ def _words(model: type[BaseModel], detail: ErrorDetails, path: tuple[Step, ...])
     subject = _subject(path)
     if kind == "extra_forbidden":
         name = str(detail["loc"][-1])
-        return "unknown-key", f'unknown key "{name}"', _key_hint(model, detail["loc"], name)
+        hint = COMMA_HINT if given is None and " " in name else _key_hint(model, detail["loc"], name)
+        return "unknown-key", f'unknown key "{name}"', hint
     if kind == "missing":
         name = str(detail["loc"][-1])
         around = path[:-1] if path[-1:] == (name,) else path
@@ -145,6 +153,8 @@ def _words(model: type[BaseModel], detail: ErrorDetails, path: tuple[Step, ...])
             return "value", f'unknown {subject} type "{named}"', did_you_mean(named, tags)
         wanted = " or ".join(dict.fromkeys(_TAGS[tag] for tag in tags if tag in _TAGS))
         return _type(subject, wanted, given, path)
+    if kind == "string_pattern_mismatch" and subject == "in_doubt":
+        return _literal(subject, given, list(IN_DOUBT), path)
     if kind == "greater_than_equal":
         return "value", f"{subject} must be at least {context.get('ge', 0):g}", ""
     if kind in _EXPECTED:

@@ -97,7 +97,16 @@ async def test_an_error_status_becomes_a_code_after_one_request(
     assert (failure.code, failure.retryable, failure.status_code) == (code, retryable, status)
     assert model.calls == 1
     assert 'agent "tester" (openai/tiny)' in failure.message
+    assert failure.message.endswith(f"(HTTP {status})") or str(status) in failure.message
     assert "litellm" not in failure.message
+
+
+async def test_an_answer_that_is_not_json_is_called_that(serve: ServeModel, agent_on: MakeAgent) -> None:
+    model = serve([Reply(body="<html>Welcome</html>")])
+    failure = await failure_of(agent_on(model))
+    assert f"what {model.base_url} answered is not JSON (" in failure.message
+    assert "`base_url`" in failure.hint
+    assert (failure.code, failure.retryable) == ("server_error", True)
 
 
 async def test_a_rate_limit_tells_when_to_come_back(serve: ServeModel, agent_on: MakeAgent) -> None:

@@ -29,6 +29,7 @@ class Here:
     execution_id: str = "e1"
     spent: list[Spent] = field(default_factory=list)
     launched: list[StartChild] = field(default_factory=list)
+    own: Any = None
     said: list[Any] = field(default_factory=list)
 
     @property

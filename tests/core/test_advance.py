@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from small import AT, act, counting, done, failed, final, go, node, one, program, started
 
-from flat.core.advance import FUSE, Advance, UnexpectedEvent, advance
+from flat.core.advance import FUSE, Advance, UnexpectedEvent, advance, advance_all
 from flat.core.effects import AwaitSignal, CallAgent, RunAction, RunHook, Sleep
 from flat.core.events import Cancelled, Done, Doubted, Failed, Reply, Resumed, Spent, Started, Steered
 from flat.core.failure import Failure
 from flat.core.hookref import HookRef
 from flat.core.ops import Action, Assign, Branch, Call, Finish, Hook, Wait
 from flat.core.program import END, START, Program, bound
-from flat.core.strategies import Retry
+from flat.core.strategies import Retry, Sample
 from flat.core.template import Template, compile_value
 
 HOOKS = (HookRef("h"),)
@@ -499,3 +499,28 @@ def test_steering_after_a_branch_is_named_in_the_effect_id_of_its_own_step() -> 
         ids.append(step.effects[0].id)
         step = done(of, step, Steered(None, {}))
     assert ids == ["0/1/branch", "0/2/branch", "0/3/branch"]
+
+
+def test_several_answers_at_once_come_to_what_they_come_to_one_by_one() -> None:
+    of = one(Call(agent="a", strategy=Sample(n=3)))
+    step = started(of)
+    events = [Done(effect.id, reply({"x": i}), AT + i) for i, effect in enumerate(step.effects)]
+    single = step
+    for event in events[:2]:
+        single = advance(of, single.snapshot, event)
+    assert advance_all(of, step.snapshot, events[:2]).snapshot == single.snapshot
+    single = advance(of, single.snapshot, events[2])
+    together = advance_all(of, step.snapshot, events)
+    assert together.snapshot == single.snapshot
+    assert together.snapshot.status == "done"
+    assert together.path == single.path
+    assert together.snapshot.spent.calls == 3
+
+
+def test_answers_that_nobody_waits_for_any_more_are_passed_over() -> None:
+    of = one(Call(agent="a", strategy=Sample(n=2)))
+    step = started(of)
+    first = Done(step.effects[0].id, reply({"x": 1}), AT)
+    alone = advance(of, step.snapshot, first)
+    assert advance_all(of, step.snapshot, (first, first)).snapshot == alone.snapshot
+    assert advance_all(of, alone.snapshot, (first,)) == Advance(alone.snapshot, (), ())

@@ -94,6 +94,13 @@ def test_an_entrys_input_is_merged_over_the_shared_one() -> None:
     ]  # fmt: skip
 
 
+def test_with_items_an_entrys_own_input_is_merged_over_the_shared_one_too() -> None:
+    own = ChildCall(machine="m", input=compile_value({"w": "{{ item }}!", "v": 0}, native=True))
+    answer = replace(each(), calls=(own,)).start(here(items=[3]))
+    assert isinstance(answer, Block)
+    assert [e.input for e in answer.effects if isinstance(e, StartChild)] == [{"v": 0, "w": "3!"}]
+
+
 def test_only_so_many_run_at_once_and_the_next_follows_one_that_ended() -> None:
     op = each(at_once=2)
     answer = op.start(here(items=[1, 2, 3, 4]))

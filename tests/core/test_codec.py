@@ -167,7 +167,7 @@ def test_what_cannot_be_stored_is_refused_with_its_path(value: Any, path: str) -
 @pytest.mark.parametrize(
     "wrap", [lambda v: [v], lambda v: {"a": v}, lambda v: (v,)], ids=["list", "dict", "tuple"]
 )
-@pytest.mark.parametrize("depth", [40, 60, 80, 150, 198, 250, 5000])
+@pytest.mark.parametrize("depth", [40, 60, 80, 150, 198, 238, 250, 5000])
 def test_deep_nesting_is_stored_or_refused_and_never_breaks(wrap: Any, depth: int) -> None:
     value: Any = 1
     for _ in range(depth):

@@ -215,7 +215,7 @@ def test_a_conversation_of_another_state_or_agent_is_not_gone_on_with() -> None:
         assert Course(QUIET, here(**{**mine, **other})).effect.messages is None
 
 
-@pytest.mark.parametrize("value", [None, "", 0, "0"])
+@pytest.mark.parametrize("value", [None, "", 0, "0", -1, "-3.5"])
 def test_no_limit_is_zero(value: Any) -> None:
     course = Course(limited(max_turns=Template("context.most", None, True)), here(most=value))
     assert course.again() is not None

@@ -15,7 +15,7 @@ import pytest
 
 import flat
 from flat import Outcome, Runtime, SQLiteRegistrationBackend, SQLiteWorkBackend, WorkerRegistration
-from flat.backends.memory_work import MemoryRegistrationBackend, MemoryWorkBackend
+from flat.backends.memory.work import MemoryRegistrationBackend, MemoryWorkBackend
 from flat.errors import ActionFailed, DefinitionError, WorkerNotFound, WorkNotHeld
 from flat.hooks import distributed
 from flat.hooks.distributed import DistributedWorkerHooks

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import flat
-from flat.backends.memory_work import MemoryRegistrationBackend, MemoryWorkBackend
+from flat.backends.memory.work import MemoryRegistrationBackend, MemoryWorkBackend
 from flat.hooks.distributed import DistributedWorkerHooks
 from flat.testing.crash import Opener, Scenario, memory_places, sweep
 

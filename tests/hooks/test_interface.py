@@ -335,3 +335,25 @@ async def test_metrics_count_states_transitions_and_errors() -> None:
         "state_counts": {"start": 2, "end": 1}, "transition_counts": {"start->end": 1},
         "total_states_executed": 3, "error_count": 1,
     }  # fmt: skip
+
+
+async def test_each_action_and_hook_has_a_key_that_tells_it_from_all_others() -> None:
+    keys: list[str] = []
+
+    class Keys(MachineHooks):
+        def on_state_enter(self, state_name: str, context: Any) -> Any:
+            keys.append(context["machine"]["idempotency_key"])
+            return context
+
+        def on_action(self, state_name: str, action_name: str, context: Any) -> Any:
+            keys.append(context["machine"]["idempotency_key"])
+            return context
+
+    states = {
+        "a": {"action": "go", "transitions": [{"to": "b"}]},
+        "b": {"action": "go", "transitions": [{"to": "c"}]},
+        "c": {"type": "final"},
+    }
+    outcome = await ran(states, Keys)
+    steps = ["1/enter", "1/action", "2/enter", "2/action", "3/enter"]
+    assert keys == [f"{outcome.execution_id}/0/{step}" for step in steps]

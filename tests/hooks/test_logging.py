@@ -28,6 +28,8 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         for name in names
         for one in [logging.getLogger(name)]
     }
+    for name in before:  # a test of the command line in this process may have set it up
+        logging.getLogger(name).handlers[:] = []
     for name in list(os.environ):
         if name.startswith("FLATAGENTS_LOG"):
             monkeypatch.delenv(name)

@@ -12,6 +12,7 @@ import pytest
 
 from flat.errors import SpecError
 from flat.spec import check_machine, load_machine, load_machine_dict
+from flat.spec.lower import lower
 
 QUICKSTART = Path(__file__).parent / "quickstart"
 MACHINE = """\
@@ -268,3 +269,32 @@ def test_reading_needs_no_pydantic() -> None:
     code = "import sys, flat.spec.load, flat.spec.sources; print('pydantic' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("value", [10**30, object(), "\ud800"])
+def test_a_value_from_python_that_cannot_be_stored_is_refused(value: Any) -> None:
+    for where in ({"context": {"a": value}}, {"hooks": {"name": "h", "args": {"a": value}}}):
+        data = {"states": {"done": {"type": "final"}}, **where}
+        with pytest.raises(SpecError, match="a value of the config cannot be stored"):
+            lower(load_machine_dict({"spec": "flatmachine", "data": data}))
+
+
+@pytest.mark.parametrize("field", ["agents", "machines"])
+def test_a_path_that_is_too_long_is_no_path(tmp_path: Path, field: str) -> None:
+    file = tmp_path / "m.yml"
+    file.write_text(
+        f"spec: flatmachine\ndata:\n  {field}: {{x: {'x' * 5000}}}\n  states: {{done: {{type: final}}}}\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(
+        SpecError, match=r"m\.yml:3:\d+: error\[path\]: 'x+' is not a path: File name too long"
+    ):
+        load_machine(file)
+    with pytest.raises(SpecError, match="is not a path: File name too long"):
+        load_machine("x" * 5000)
+
+
+@pytest.mark.parametrize("config", ["spec: flatmachine", [1], None])
+def test_a_config_that_is_no_mapping_is_refused(config: Any) -> None:
+    with pytest.raises(SpecError, match=r"error.spec.: the file is (not a mapping|empty)"):
+        load_machine_dict(config)

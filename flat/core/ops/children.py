@@ -130,6 +130,8 @@ class Children:
             if self.item_key is not None and key in todo:
                 raise self.item_key.error(f'items {todo[key][3]} and {number} have the same key "{key}"')
             given = {} if self.input is None else self.input.render(seen)
+            if (own := self.calls[0].input) is not None:
+                given = {**given, **own.render(seen)}
             todo[key] = [machine, given, key, number]
         return [entry[: 2 if self.item_key is None else 3] for entry in todo.values()]
 
@@ -153,4 +155,8 @@ def told(failure: Failure) -> dict[str, str]:
 def _kind(value: Any) -> str:
     if value is None:
         return "nothing"
+    if isinstance(value, bool | int | float):
+        return f"the number {value}" if not isinstance(value, bool) else str(value).lower()
+    if isinstance(value, Mapping):
+        return "a mapping"
     return f'text ("{value[:40]}")' if isinstance(value, str) else f"a {type(value).__name__}"

@@ -380,8 +380,8 @@ def _number(limit: Any, name: str, here: View) -> float:
     try:
         number = float(value)
         if math.isfinite(number):
-            return number
+            return max(number, 0)  # below zero is no limit either
         raise ValueError(name)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         said = f"{name} should be a number, and is {value!r}"
         raise limit.error(said) if isinstance(limit, Template) else ExpressionError(said) from None

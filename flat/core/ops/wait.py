@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from flat.core.effects import AwaitSignal
 from flat.core.events import Done, Failed
@@ -23,8 +23,17 @@ class Wait:
     kind: Literal["wait"] = "wait"
 
     def start(self, here: View) -> Answer:
-        channel = str(self.channel.render(here.scope))
+        channel = self.channel.render(here.scope)
+        if isinstance(channel, bool) or not isinstance(channel, str | int | float) or channel == "":
+            said = f"wait_for should give the name of a channel, and gives {self.named(channel)}"
+            raise self.channel.error(said, hint="write a text: `approval/{{ context.id }}`")
+        channel = str(channel)
         return Block((AwaitSignal(here.effect_id(self.key), here.node, channel, here.deadline),))
+
+    @staticmethod
+    def named(value: Any) -> str:
+        """What a value that is no name is called."""
+        return "nothing" if value is None or value == "" else repr(value)[:60]
 
     def resume(self, here: View, event: Done | Failed) -> Answer:
         if isinstance(event, Failed):

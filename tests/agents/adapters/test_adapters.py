@@ -22,7 +22,7 @@ from flat.agents.adapters import (
     normalize_agent_ref,
 )
 from flat.agents.claude_code import ClaudeCodeAgent
-from flat.agents.executor_result import ExecutorResult, coerce_agent_result
+from flat.agents.executor_result import ExecutorResult, as_result, coerce_agent_result
 from flat.agents.model_agent import ModelAgent
 from flat.agents.protocol import AgentRequest, AgentResult, Usage
 from flat.errors import AgentFailed, BindingError, SpecError
@@ -333,3 +333,10 @@ def test_a_reference_to_code_is_not_read_as_settings(tmp_path: Path, kind: str) 
     text = MACHINE.replace("type: claude-code, ref: ./coder.json", f'type: {kind}, ref: "./agents.py"')
     config = flat.load(project(tmp_path, text)).program.agents["coder"]
     assert (config["type"], config["ref"], config["config"]) == (kind, "./agents.py", {"effort": "low"})
+
+
+@pytest.mark.parametrize("calls", [["read"], "read", [{"id": "1", "name": "read"}, None]])
+def test_tool_calls_that_are_no_mappings_are_the_agents_failure(calls: Any) -> None:
+    for answer in (AgentResult(tool_calls=calls), {"content": "x", "tool_calls": calls}):
+        with pytest.raises(AgentFailed, match='agent "a": tool_calls should be a list of mappings'):
+            as_result(answer, "a")

@@ -10,7 +10,7 @@ import pytest
 
 from flat.agents.codex_cli import CodexCliAgent
 from flat.agents.protocol import AgentRequest
-from flat.errors import AgentFailed, SpecError
+from flat.errors import AgentFailed
 
 PROGRAM = "codex"
 pytestmark = pytest.mark.anyio
@@ -169,8 +169,3 @@ async def test_cancelling_ends_the_program_and_its_children(program: Any, tmp_pa
 async def test_a_missing_program_is_told_with_how_to_install_it(tmp_path: Path) -> None:
     error = await fails(agent(tmp_path, codex_bin="no-such-codex"))
     assert "npm install -g @openai/codex" in error.message
-
-
-def test_the_app_server_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="use_app_server"):
-        agent(tmp_path, use_app_server=True)
