@@ -29,21 +29,29 @@ from flat.backends.protocols import (
 from flat.errors import BadStoreURL, UnknownName
 
 if TYPE_CHECKING:
-    from flat.backends.files import FileStore
-    from flat.backends.memory import MemoryStore
-    from flat.backends.sqlite import SQLiteStore
+    from flat.backends.dynamodb.store import DynamoStore
+    from flat.backends.files.store import FileStore
+    from flat.backends.memory.store import MemoryStore
+    from flat.backends.postgres.store import PostgresStore
+    from flat.backends.redis.store import RedisStore
+    from flat.backends.s3.store import S3Store
+    from flat.backends.sqlite.store import SQLiteStore
 
 __all__ = [
     "Birth",
     "CheckpointStore",
     "Commit",
     "DeadSignal",
+    "DynamoStore",
     "Execution",
     "FileStore",
     "Head",
     "Lease",
     "MemoryStore",
     "Owner",
+    "PostgresStore",
+    "RedisStore",
+    "S3Store",
     "SQLiteStore",
     "Signal",
     "Stored",
@@ -56,7 +64,9 @@ T = TypeVar("T")
 
 # Loaded when used: a run in memory should not pay for the import of a database.
 _HOMES = {
-    "FileStore": "files", "MemoryStore": "memory",    "SQLiteStore": "sqlite",
+    "DynamoStore": "dynamodb.store", "FileStore": "files.store", "MemoryStore": "memory.store",
+    "PostgresStore": "postgres.store", "RedisStore": "redis.store", "S3Store": "s3.store",
+    "SQLiteStore": "sqlite.store",
 }  # fmt: skip
 
 
@@ -74,7 +84,9 @@ def open_store(url: str) -> CheckpointStore:
 
     `memory:` · `sqlite:///relative.db` · `sqlite:////absolute.db` · `file:folder` · a path that ends in
     `.db`, `.sqlite` or `.sqlite3`. Options follow a question mark: `sqlite:///runs.db?synchronous=FULL`,
-    `file:runs?fsync=true`.
+    `file:runs?fsync=true`. In a server: `redis://host:6379/0?prefix=flat`, `rediss://:${env:PASSWORD}@host/0`,
+    `postgresql://user:${env:PASSWORD}@host/database?schema=flat`. In AWS: `dynamodb://table?region=eu-central-1`,
+    `s3://bucket/folder?region=eu-central-1`.
     Raises `BadStoreURL`.
     """
     return store_opener(url)()
@@ -90,10 +102,6 @@ def store_opener(url: str) -> Opener:
         raise UnknownName(
             "store", url, [f"{name}:" for name in (*SCHEMES, *SERVERS)] + ["a path ending in .db"]
         )
-    if scheme in LATER:
-        raise BadStoreURL(
-            f'stores of kind "{scheme}" are not in this version of flat; use one of {", ".join((*SCHEMES, *SERVERS))}'
-        )
     if scheme in SERVERS:
         return SERVERS[scheme](url)
     if scheme not in SCHEMES:
@@ -103,7 +111,7 @@ def store_opener(url: str) -> Opener:
 
 
 def _memory(path: str, options: dict[str, str]) -> Opener:
-    from flat.backends.memory import MemoryStore
+    from flat.backends.memory.store import MemoryStore
 
     if path.strip("/"):
         raise BadStoreURL(f"memory: takes no path; for one that is kept, write file:{path}")
@@ -112,7 +120,7 @@ def _memory(path: str, options: dict[str, str]) -> Opener:
 
 
 def _file(path: str, options: dict[str, str]) -> Opener:
-    from flat.backends.files import FileStore
+    from flat.backends.files.store import FileStore
 
     fsync = _choose("fsync", options.pop("fsync", "false"), {"true": True, "false": False})
     _refuse_rest("file", options)
@@ -120,8 +128,8 @@ def _file(path: str, options: dict[str, str]) -> Opener:
 
 
 def _sqlite(path: str, options: dict[str, str]) -> Opener:
-    from flat.backends.sqlite import SQLiteStore
-    from flat.backends.sqlite_schema import Synchronous
+    from flat.backends.sqlite.schema import Synchronous
+    from flat.backends.sqlite.store import SQLiteStore
 
     levels: dict[str, Synchronous] = {"NORMAL": "NORMAL", "FULL": "FULL"}
     synchronous = _choose("synchronous", options.pop("synchronous", "NORMAL").upper(), levels)
@@ -129,15 +137,56 @@ def _sqlite(path: str, options: dict[str, str]) -> Opener:
     return partial(SQLiteStore, _path(path, "sqlite:///runs.db"), synchronous)
 
 
+def _redis(url: str) -> Opener:
+    from flat.backends.redis.address import parse_url
+
+    address = parse_url(url)
+
+    def opener() -> CheckpointStore:
+        from flat.backends.redis.store import RedisStore
+
+        return RedisStore(address)
+
+    return opener
+
+
+def _postgres(url: str) -> Opener:
+    from flat.backends.postgres.schema import client
+    from flat.backends.postgres.store import PostgresStore
+    from flat.backends.postgres.url import Address
+
+    address = Address.parse(url)
+    client()
+    return partial(PostgresStore, address)
+
+
+def _dynamodb(path: str, options: dict[str, str]) -> Opener:
+    from flat.backends.dynamodb.store import parse
+
+    return parse(path, options)
+
+
+def _s3(path: str, options: dict[str, str]) -> Opener:
+    from flat.backends.s3.store import parse
+
+    return parse(path, options)
+
+
 SCHEMES: dict[str, Callable[[str, dict[str, str]], Opener]] = {
     "memory": _memory,
     "file": _file,
     "files": _file,
     "sqlite": _sqlite,
+    "dynamodb": _dynamodb,
+    "s3": _s3,
 }
-SERVERS: dict[str, Callable[[str], Opener]] = {}
+SERVERS: dict[str, Callable[[str], Opener]] = {
+    "redis": _redis,
+    "rediss": _redis,
+    "postgresql": _postgres,
+    "postgres": _postgres,
+}
 """Stores whose URL names a host, with a user and a password perhaps, and so is read as a whole."""
-LATER = ("redis", "rediss", "postgresql", "postgres", "s3", "dynamodb")
 
 
 def _path(path: str, example: str) -> str:

@@ -9,7 +9,9 @@ The signal itself is durable and in the store; a trigger carries nothing, and a 
             await woken.wait()    # returns at once if somebody notified since the last time it did
 
 `file` is one empty file that is touched, which systemd and launchd can watch, too. `socket` is a datagram to a Unix
-socket, for one listener. `none` does nothing: dispatchers look now and then anyway.
+socket, for one listener. `redis` is a server that many hosts share (`backends.redis.trigger`), and so is
+`postgres`. `none` does nothing: dispatchers look now and then anyway. A store may be a trigger itself, and wakes
+dispatchers without being told to.
 
 The folder that both use unless told otherwise is the user's own: nobody else may wake, or watch, our dispatchers.
 """
@@ -27,11 +29,11 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import anyio
 
-from flat.errors import BackendError, UnknownName
+from flat.errors import BackendError
 
 log = logging.getLogger("flat")
 
@@ -234,28 +236,3 @@ def _folder(folder: Path) -> Path:
     except OSError as error:
         raise BackendError(f"cannot make the folder {folder} for triggers: {error.strerror}") from error
     return folder.absolute()
-
-
-# -- by name -----------------------------------------------------------------------------------
-
-KINDS = ("none", "file", "socket")
-
-
-def create_trigger_backend(
-    type: str = "none",
-    *,
-    base_path: str | PathLike[str] | None = None,
-    socket_path: str | PathLike[str] | None = None,
-    **more: Any,
-) -> TriggerBackend:
-    """A trigger by name: `create_trigger_backend("file", base_path="triggers")`."""
-    if more:
-        raise UnknownName("option of a trigger", next(iter(more)), ["base_path", "socket_path"])
-    match type:
-        case "none":
-            return NoOpTrigger()
-        case "file":
-            return FileTrigger(base_path)
-        case "socket":
-            return SocketTrigger(socket_path)
-    raise UnknownName("kind of trigger", type, KINDS)

@@ -1,4 +1,4 @@
-"""Work pools and the register of workers: what such backends must do, and the ones in memory.
+"""Work pools and the register of workers: what such backends must do, and what all of them share.
 
 A *pool* is a queue of jobs that any number of processes push to and claim from. A *register* says which workers
 there are, and when each was last heard of. Neither knows anything of machines.
@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,28 +34,33 @@ from typing import Any, Literal, Protocol
 import orjson
 
 from flat.backends.checks import check_text
-from flat.errors import BackendError, NotStorable, UnknownName
+from flat.errors import BackendError, NotStorable, UnknownName, WorkNotHeld
 
 WorkStatus = Literal["pending", "claimed", "done", "poisoned"]
 Clock = Callable[[], float]
+STATUSES: tuple[WorkStatus, ...] = ("pending", "claimed", "done", "poisoned")
+PENDING, CLAIMED, DONE, POISONED = range(4)
+"""Where a status is a number: its place among those."""
+LONGEST_NUMBER = 18
+"""Digits of the numbers that ids are made of."""
 MAX_RETRIES = 3
 """How often a job is tried before it is poisoned, unless it was pushed with another number."""
 
 log = logging.getLogger("flat.work")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class WorkItem:
     """A job of a pool, as it was when it was read. Times are seconds since the epoch."""
 
     id: str
     data: Any
-    status: WorkStatus = "pending"
     claimed_by: str | None = None
     attempts: int = 0
     """How often it was claimed."""
     max_retries: int = MAX_RETRIES
     """Attempts after which a failure poisons it."""
+    status: WorkStatus = "pending"
     created_at: float = 0.0
     claimed_at: float | None = None
     lease_until: float | None = None
@@ -156,7 +160,7 @@ class WorkBackend(Protocol):
     async def close(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class WorkerRegistration:
     """What a worker says about itself when it begins."""
 
@@ -164,8 +168,8 @@ class WorkerRegistration:
     host: str = ""
     pid: int = 0
     capabilities: Sequence[str] = ()
-    pool_id: str = "default"
     started_at: float = field(default_factory=time.time)
+    pool_id: str = "default"
 
 
 class Registering(Protocol):
@@ -205,7 +209,7 @@ class WorkerRecord(WorkerRegistration):
         return cls(**{**data, "capabilities": tuple(data.get("capabilities", ()))})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class WorkerFilter:
     """Which workers to list; every condition that is given must hold."""
 
@@ -353,6 +357,46 @@ def statuses(wanted: str | Sequence[str] | None) -> tuple[str, ...] | None:
     return (wanted,) if isinstance(wanted, str) else tuple(wanted)
 
 
+def passes(record: WorkerRecord, filter: Filtering | None, now: float) -> bool:
+    """Whether a worker is one of those that a filter asks for."""
+    if filter is None:
+        return True
+    allowed, stale = statuses(filter.status), filter.stale_threshold_seconds
+    return (
+        (allowed is None or record.status in allowed)
+        and (filter.capability is None or filter.capability in record.capabilities)
+        and (not stale or record.last_heartbeat < now - stale)
+        and (filter.pool_id is None or record.pool_id == filter.pool_id)
+    )
+
+
+def number_in(item_id: Any, longest: int = LONGEST_NUMBER) -> int:
+    """The number in an id of a job; 0, which no job has, for what cannot be one."""
+    if (
+        not isinstance(item_id, str)
+        or not item_id.isascii()
+        or not item_id.isdigit()
+        or len(item_id) > longest
+    ):
+        return 0
+    num = int(item_id)
+    return num if str(num) == item_id else 0
+
+
+def not_held(item_id: str, status: str, holder: str | None, worker_id: str | None) -> WorkNotHeld:
+    """Why a worker may not end a job that is there."""
+    if status in ("done", "poisoned"):
+        return WorkNotHeld(item_id, f"it is {status}")
+    why = f"worker {holder} holds it" if holder else "it has been put back"
+    return WorkNotHeld(item_id, why, worker_id or "")
+
+
+def refuse_foreign(item_id: str, status: str, holder: str | None, worker_id: str | None) -> None:
+    """Raise `WorkNotHeld` unless the job can be ended, by anybody or by this very worker."""
+    if status not in ("pending", "claimed") or worker_id not in (None, holder):
+        raise not_held(item_id, status, holder, worker_id)
+
+
 def registration_of(worker: Registering) -> WorkerRegistration:
     """A checked copy of what a worker says about itself."""
     capabilities = (worker.capabilities,) if isinstance(worker.capabilities, str) else worker.capabilities
@@ -364,46 +408,3 @@ def registration_of(worker: Registering) -> WorkerRegistration:
         pool_id=checked_name("pool_id", getattr(worker, "pool_id", "default")),
         started_at=float(worker.started_at),
     )
-
-
-# -- by name ------------------------------------------------------------------------------------
-
-
-def create_work_backend(
-    type: str = "memory", *, db_path: str | os.PathLike[str] | None = None, **options: Any
-) -> WorkBackend:
-    """A work backend by its kind: `create_work_backend("sqlite", db_path="workers.sqlite")`."""
-    if type == "memory":
-        from flat.backends.memory_work import MemoryWorkBackend
-
-        return MemoryWorkBackend(**_without_path(db_path, options))
-    if type == "sqlite":
-        from flat.backends.sqlite_work import SQLiteWorkBackend
-
-        return SQLiteWorkBackend(**_with_path(db_path, options))
-    raise UnknownName("kind of work backend", type, ["memory", "sqlite"])
-
-
-def create_registration_backend(
-    type: str = "memory", *, db_path: str | os.PathLike[str] | None = None, **options: Any
-) -> RegistrationBackend:
-    """A register of workers by its kind: `create_registration_backend("sqlite", db_path="workers.sqlite")`."""
-    if type == "memory":
-        from flat.backends.memory_work import MemoryRegistrationBackend
-
-        return MemoryRegistrationBackend(**_without_path(db_path, options))
-    if type == "sqlite":
-        from flat.backends.sqlite_work import SQLiteRegistrationBackend
-
-        return SQLiteRegistrationBackend(**_with_path(db_path, options))
-    raise UnknownName("kind of registration backend", type, ["memory", "sqlite"])
-
-
-def _without_path(db_path: Any, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    if db_path is not None:
-        raise BackendError('a backend in memory has no db_path; for one that is kept, choose "sqlite"')
-    return options
-
-
-def _with_path(db_path: Any, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    return options if db_path is None else {**options, "db_path": db_path}

@@ -27,7 +27,7 @@ from flat.core.advance import Identity
 from flat.core.effects import Effect
 from flat.core.events import Done, Failed
 from flat.drivers.clock import Clock
-from flat.drivers.local import SAFE
+from flat.drivers.doubts import SAFE
 from flat.drivers.perform import Performer
 from flat.hooks import Notice
 from flat.runtime.machine import HooksOfRun, Machine

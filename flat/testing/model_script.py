@@ -120,6 +120,24 @@ class _Turns:
         return Reply(status=400, error=told)
 
 
+class _Conversation:
+    """The reply for each turn of a conversation, told by how often the model has spoken in it already.
+
+    So it does not matter whether the one who answers is the same that began.
+    """
+
+    def __init__(self, replies: Sequence[ReplyLike], where: str) -> None:
+        self._replies = [as_reply(r, f"{where}[{n}]") for n, r in enumerate(replies)]
+        self._where = where
+
+    def answer(self, body: RequestBody) -> Reply:
+        turn: int = sum(message.get("role") == "assistant" for message in body.get("messages") or ())
+        if turn < len(self._replies):
+            return self._replies[turn]
+        told = f"{self._where}: the conversation goes on after {len(self._replies)} turns"
+        return Reply(status=400, error=told)
+
+
 @dataclass(frozen=True, slots=True)
 class _Continue:
     """Answers the next character of a text that the prompt names, given how much of it is there already."""
@@ -142,7 +160,7 @@ class _Rule:
     user: re.Pattern[str] | None
     system: re.Pattern[str] | None
     model: re.Pattern[str] | None
-    source: _Turns | _Continue
+    source: _Turns | _Conversation | _Continue
 
     def answer(self, body: RequestBody) -> Reply | None:
         user = last_text(body, "user")
@@ -153,11 +171,10 @@ class _Rule:
             return None
         if self.model and not self.model.search(str(body.get("model", ""))):
             return None
-        return (
-            self.source.answer(user)
-            if isinstance(self.source, _Continue)
-            else _fill(self.source.take(), match)
-        )
+        if isinstance(self.source, _Continue):
+            return self.source.answer(user)
+        reply = self.source.take() if isinstance(self.source, _Turns) else self.source.answer(body)
+        return _fill(reply, match)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,15 +242,18 @@ class Script:
 
 
 def _rule(data: Any, where: str) -> _Rule:
-    _refuse_unknown(data, ("match", "system", "model", "reply", "replies", "repeat", "continue"), where)
-    kinds = [k for k in ("reply", "replies", "continue") if k in data]
+    known = ("reply", "replies", "turns", "continue")
+    _refuse_unknown(data, ("match", "system", "model", "repeat", *known), where)
+    kinds = [k for k in known if k in data]
     if len(kinds) != 1:
         raise SpecError(
-            f"{where}: needs exactly one of `reply`, `replies`, `continue`; has {kinds or 'none'}"
+            f"{where}: needs exactly one of `reply`, `replies`, `turns`, `continue`; has {kinds or 'none'}"
         )
-    source: _Turns | _Continue
+    source: _Turns | _Conversation | _Continue
     if "continue" in data:
         source = _continue(data["continue"], f"{where}.continue")
+    elif "turns" in data:
+        source = _Conversation(data["turns"], f"{where}.turns")
     elif "reply" in data:
         source = _Turns([data["reply"]], True, f"{where}.reply")
     else:

@@ -18,6 +18,10 @@ quick: it runs on the server's loop); or a mapping with rules, which can also be
         reply: 'I know $1 well.'    # $1, $name: groups of `match`
       - match: Draft
         replies: [bad, better]      # one per matching call; `repeat: true` starts over
+      - system: coder
+        turns:                      # by how often the model has spoken in the conversation
+          - {tool_calls: [{name: read, arguments: {path: a.py}}]}
+          - It is fine as it is.
       - match: Classify
         reply: {json: {label: spam}, usage: {prompt_tokens: 9, completion_tokens: 3}}
       - continue:                   # answer the next character of a text named in the prompt
@@ -82,7 +86,11 @@ class ScriptedModel:
         script: Script | Sequence[ReplyLike] | Mapping[str, Any] | Answer,
         *,
         keep_requests: int = 10_000,
+        remember: bool = False,
     ) -> None:
+        """With `remember`, a call that is made again with its idempotency key is given the same answer, and does
+        not move the script on."""
+        self._remembered: dict[str, Reply] | None = {} if remember else None
         self.script = script if isinstance(script, Script) else Script(script)
         self.requests: deque[ModelRequest] = deque(maxlen=keep_requests)
         """The chat requests seen, oldest first."""
@@ -191,7 +199,7 @@ class ScriptedModel:
         self._count(calls=1, in_flight=1)
         self.requests.append(request)
         try:
-            await self._answer(request.body, wire)
+            await self._answer(request, wire)
         except (_ClientLeft, ConnectionError):
             self._count(aborts=1)
             raise _Hangup from None
@@ -206,13 +214,17 @@ class ScriptedModel:
             self.peak = max(self.peak, self.in_flight)
             self._changed.notify_all()
 
-    async def _answer(self, body: Any, wire: _Wire) -> None:
+    async def _answer(self, request: ModelRequest, wire: _Wire) -> None:
+        body, key = request.body, request.headers.get("idempotency-key", "")
         if not isinstance(body, Mapping):
             await wire.send_json(400, _error(400, "the request body is not a JSON object"))
             return
         try:
-            found = self.script.answer(body)
+            known = self._remembered.get(key) if self._remembered is not None and key else None
+            found = self.script.answer(body) if known is None else known
             reply = as_reply(await found if inspect.isawaitable(found) else found)
+            if self._remembered is not None and key:
+                self._remembered[key] = reply
         except (
             Exception
         ) as error:  # a script is the user's code: its failure is an answer, not the server's end

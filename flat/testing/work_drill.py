@@ -1,6 +1,6 @@
 """A drill for work backends that several processes share: workers drain a pool while they are killed at random.
 
-    report = drill("flat.backends.work:create_work_backend", {"type": "sqlite", "db_path": "w.sqlite"})
+    report = drill("flat.backends.by_name:create_work_backend", {"type": "sqlite", "db_path": "w.sqlite"})
     assert report.clean, report
 
 `make` is `module:function` of a function that opens the backend, and the mapping holds its arguments, as JSON,

@@ -331,7 +331,19 @@ async def bad_numbers_are_refused(place: WorkPlace) -> None:
 async def ids_that_cannot_be_are_not_found(place: WorkPlace) -> None:
     pool = place.pool()
     held = await pool.push(1)
-    for bad in (*HOSTILE, "0", "-1", "0" + held, " " + held, held + "\n", "9" * 40, "1e3", "²", "١"):
+    for bad in (
+        *HOSTILE,
+        "0",
+        "-1",
+        "0" + held,
+        " " + held,
+        held + "\n",
+        "9" * 40,
+        "9" * 5000,
+        "1e3",
+        "²",
+        "١",
+    ):
         assert await pool.get(bad) is None, bad
         assert not await pool.discard(bad)
         async with refused(WorkItemNotFound):

@@ -12,7 +12,8 @@ from typing import Any
 import anyio
 import pytest
 
-from flat.backends import Commit, FileStore, Lease, Stored, folder
+from flat.backends import Commit, FileStore, Lease, Stored
+from flat.backends.files import folder
 from flat.errors import BackendError, StaleSnapshot
 from flat.testing.store_case import (
     BOB,

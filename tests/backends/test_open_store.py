@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,10 +57,21 @@ async def test_a_database_can_be_told_to_wait_for_the_disk(tmp_path: Path) -> No
     await store.close()
 
 
-@pytest.mark.parametrize("scheme", ["redis", "postgresql", "s3", "dynamodb"])
-async def test_stores_to_come_say_so(scheme: str) -> None:
-    with pytest.raises(BackendError, match="not in this version of flat; use one of memory, file"):
-        open_store(f"{scheme}://host/0")
+@pytest.mark.parametrize(
+    ("url", "library", "extra"),
+    [("redis://h", "hiredis", "redis"), ("postgresql://h/d", "psycopg", "postgres"),
+     ("dynamodb://t?region=r", "aiobotocore", "aws"), ("s3://b?region=r", "aiobotocore", "aws")],
+)  # fmt: skip
+def test_a_client_library_that_is_missing_is_named_with_its_command(
+    url: str, library: str, extra: str
+) -> None:
+    program = (
+        f"import sys; sys.modules[{library!r}] = None\n"
+        f"from flat.backends import open_store\nfrom flat.errors import BackendError\n"
+        f"try: open_store({url!r})\nexcept BackendError as error: print(error)"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert said.strip().endswith(f"pip install 'flat[{extra}]'")
 
 
 @pytest.mark.parametrize("url", ["sqlight:///x.db", "runs", "", "some/where"])

@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from flat.backends import Lease, SQLiteStore
-from flat.backends.sqlite_schema import PAGE_SIZE, VERSION
+from flat.backends.sqlite.schema import PAGE_SIZE, VERSION
 from flat.errors import BackendError
 from flat.testing.store_case import begin, birth, newest, step, waiting
 

@@ -12,14 +12,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from flat.backends.triggers import (
-    FileTrigger,
-    NoOpTrigger,
-    SocketTrigger,
-    TriggerBackend,
-    create_trigger_backend,
-    own_folder,
-)
+from flat.backends.by_name import create_trigger_backend
+from flat.backends.triggers import FileTrigger, NoOpTrigger, SocketTrigger, TriggerBackend, own_folder
 from flat.errors import BackendError, UnknownName
 
 pytestmark = pytest.mark.anyio
@@ -249,6 +243,6 @@ def test_triggers_are_made_by_name(tmp_path: Path) -> None:
 def test_a_kind_that_does_not_exist_is_refused_with_those_that_do(name: str) -> None:
     with pytest.raises(UnknownName) as told:
         create_trigger_backend(name)
-    assert set(told.value.known) == {"none", "file", "socket"}
+    assert set(told.value.known) == {"none", "file", "socket", "redis", "postgres"}
     with pytest.raises(UnknownName, match="option of a trigger"):
         create_trigger_backend("file", path="x")

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from flat.backends import SQLiteStore
-from flat.backends.memory_work import MemoryRegistrationBackend, MemoryWorkBackend
-from flat.backends.sqlite_work import SQLiteRegistrationBackend, SQLiteWorkBackend
-from flat.backends.work import WorkBackend, create_registration_backend, create_work_backend
+from flat.backends.by_name import create_registration_backend, create_work_backend
+from flat.backends.memory.work import MemoryRegistrationBackend, MemoryWorkBackend
+from flat.backends.sqlite.work import SQLiteRegistrationBackend, SQLiteWorkBackend
+from flat.backends.work import WorkBackend
 from flat.errors import BackendError, FlatError, WorkerNotFound, WorkItemNotFound, WorkNotHeld
 from flat.testing.store_case import birth
 from flat.testing.work import (
@@ -85,7 +86,7 @@ async def test_work_stands_in_the_file_of_a_store(tmp_path: Path, store_first: b
 
 async def test_a_claim_does_not_look_at_the_backlog(tmp_path: Path) -> None:
     async with SQLiteWorkBackend(tmp_path / "w.sqlite") as work:
-        from flat.backends import sqlite_work
+        from flat.backends.sqlite import work as sqlite_work
 
         await work.pool("jobs").push(1)
         plans = {

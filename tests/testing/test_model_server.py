@@ -52,6 +52,18 @@ def test_replies_come_in_order_and_run_out_with_an_error_that_says_so() -> None:
         assert model.requests[0].headers["x-test"] == "1"
 
 
+def test_a_repeated_call_gets_its_first_answer_where_answers_are_remembered() -> None:
+    def asked(model: ScriptedModel, key: str) -> Any:
+        with connected(model) as connection:
+            connection.request("POST", "/v1/chat/completions", '{"messages": []}', {"Idempotency-Key": key})
+            return json.loads(connection.getresponse().read())["choices"][0]["message"]["content"]
+
+    with ScriptedModel(["one", "two", "three"], remember=True) as model:
+        assert [asked(model, key) for key in ("a", "b", "a", "c")] == ["one", "two", "one", "three"]
+    with ScriptedModel(["one", "two"]) as model:
+        assert [asked(model, "a"), asked(model, "a")] == ["one", "two"]
+
+
 def test_an_answer_has_the_usual_shape() -> None:
     with ScriptedModel(
         [Reply("a b", headers={"x-ratelimit-limit-tokens": "5"}), Reply("x", usage=False)]
@@ -227,6 +239,19 @@ def test_a_rules_replies_run_out(hello: ScriptedModel) -> None:
     assert [say(hello, "draft"), say(hello, "draft")] == ["bad", "better"]
     assert "rules[0].replies: the script has run out" in post(hello, "draft")[2]["error"]["message"]
     assert "no rule of the script matches" in post(hello, "other")[2]["error"]["message"]
+
+
+def test_turns_are_told_by_the_conversation_and_not_by_who_asked_before() -> None:
+    script = Script({"rules": [{"match": "go to (.*)", "turns": ["to $1", {"text": "there"}]}]})
+    asked: list[Any] = [{"role": "user", "content": "go to Ulm"}]
+    later = [*asked, {"role": "assistant", "content": "to Ulm"}]
+    assert [script.answer({"messages": m}).text for m in (later, asked, later)] == [
+        "there",
+        "to Ulm",
+        "there",
+    ]
+    over = script.answer({"messages": [*later, {"role": "assistant", "content": "there"}]})
+    assert (over.status, "goes on after 2 turns" in str(over.error)) == (400, True)
 
 
 def test_replies_may_start_over() -> None:
