@@ -28,6 +28,9 @@ if TYPE_CHECKING:
         CodexToolCall,
         CodexUsage,
     )
+    from flat.agents.codex_app_server import (
+        CodexAppServerTransport,
+    )
     from flat.agents.copilot import (
         CopilotAuthError,
         CopilotClient,
@@ -68,6 +71,12 @@ if TYPE_CHECKING:
         build_rate_limit_windows,
     )
     from flat.agents.response import AgentResponse, CostInfo, ErrorInfo, FinishReason, ToolCall, UsageInfo
+    from flat.agents.session_holdback import (
+        ClaudeCodeForkResult,
+        ClaudeCodeSessionHoldback,
+        CodexForkResult,
+        CodexSessionHoldback,
+    )
     from flat.agents.standalone import (
         AISuiteBackend,
         BaseFlatAgent,
@@ -84,14 +93,14 @@ if TYPE_CHECKING:
     )
     from flat.agents.tools import SimpleToolProvider, Tool, ToolProvider, ToolResult
     from flat.backends import FileStore, MemoryStore, SQLiteStore, open_store
-    from flat.backends.memory_work import MemoryRegistrationBackend, MemoryWorkBackend
-    from flat.backends.sqlite_work import SQLiteRegistrationBackend, SQLiteWorkBackend
+    from flat.backends.by_name import create_registration_backend, create_trigger_backend, create_work_backend
+    from flat.backends.memory.work import MemoryRegistrationBackend, MemoryWorkBackend
+    from flat.backends.sqlite.work import SQLiteRegistrationBackend, SQLiteWorkBackend
     from flat.backends.triggers import (
         FileTrigger,
         NoOpTrigger,
         SocketTrigger,
         TriggerBackend,
-        create_trigger_backend,
     )
     from flat.backends.work import (
         RegistrationBackend,
@@ -101,8 +110,6 @@ if TYPE_CHECKING:
         WorkerRegistration,
         WorkItem,
         WorkPool,
-        create_registration_backend,
-        create_work_backend,
     )
     from flat.bindings import Bindings
     from flat.drivers.dispatch import Dispatcher
@@ -110,15 +117,21 @@ if TYPE_CHECKING:
         AgentFailed,
         BackendError,
         BindingError,
+        CallRefused,
+        CharterError,
+        CharterMismatch,
         DefinitionError,
         ExecutionBusy,
         ExecutionError,
         ExecutionNotFound,
         FlatError,
         LimitExceeded,
+        MachineBusy,
         NotStorable,
         SpecError,
         StaleSnapshot,
+        StateError,
+        TreeError,
         WorkerNotFound,
         WorkItemNotFound,
         WorkNotHeld,
@@ -156,6 +169,16 @@ if TYPE_CHECKING:
         RetryExecution,
         get_execution_type,
         get_expression_engine,
+    )
+    from flat.runtime.compat.executors import (
+        ClaudeCodeExecutor,
+        CodexCliExecutor,
+        PiAgentBridgeExecutor,
+        SmolagentsExecutor,
+        create_claude_code_executor,
+        create_codex_cli_executor,
+        create_pi_agent_bridge_executor,
+        create_smolagents_executor,
     )
     from flat.runtime.compat.monitoring import (
         AgentMonitor,
@@ -212,10 +235,152 @@ if TYPE_CHECKING:
     )
     from flat.runtime.flatagent import FlatAgent
     from flat.runtime.flatmachine import FlatMachine, WaitingForSignal
+    from flat.runtime.function_tools import (
+        FunctionTools,
+    )
+    from flat.runtime.tree_steps import (
+        MachineStep,
+        RunOptions,
+    )
+    from flat.runtime.treeload import (
+        find_charter,
+        tree_machine,
+    )
+    from flat.runtime.trees import (
+        CommandRun,
+        TreeMachine,
+        create_machine,
+        deserialize_machine,
+        open_machine,
+        run_command,
+        run_machine,
+        run_machine_sync,
+        run_machine_to_completion,
+        serialize_machine,
+    )
+    from flat.tree.changes import SuspendInfo
+    from flat.tree.charter import (
+        Charter,
+    )
+    from flat.tree.commands import (
+        Command,
+        CommandResult,
+        command,
+        command_result,
+        command_resume,
+    )
+    from flat.tree.context import (
+        CommandContext,
+        CommandCtx,
+        Ctx,
+        PackCommandContext,
+        PackContext,
+        PackCtx,
+        ToolContext,
+        TransitionContext,
+    )
+    from flat.tree.create import (
+        create_charter,
+        create_command,
+        create_helpers,
+        create_instance,
+        create_node,
+        create_pack,
+    )
+    from flat.tree.executor import (
+        StandardExecutor,
+        create_standard_executor,
+    )
+    from flat.tree.instance import (
+        Instance,
+    )
+    from flat.tree.machines import (
+        MachineTool,
+        machine_tool,
+    )
+    from flat.tree.messages import (
+        Message,
+        assistant_message,
+        ephemeral_message,
+        resume_item,
+        system_message,
+        tool_result,
+        user_message,
+    )
+    from flat.tree.naming import (
+        Ref,
+    )
+    from flat.tree.node import (
+        ExecutorConfig,
+        Node,
+        Output,
+        create_worker_node,
+        machine_node,
+    )
+    from flat.tree.pack import (
+        Pack,
+    )
+    from flat.tree.prompt import PromptContext
+    from flat.tree.results import (
+        Cede,
+        Spawn,
+        SpawnTarget,
+        Suspend,
+        TransitionTo,
+        cede,
+        spawn,
+        suspend,
+        transition_to,
+    )
+    from flat.tree.tools import (
+        BuiltinTool,
+        ToolReply,
+        tool,
+        tool_reply,
+    )
+    from flat.tree.transitions import (
+        CodeTransition,
+        GeneralTransition,
+        SerialTransition,
+        Transition,
+        create_transition,
+        transition,
+    )
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "flat.runtime.function_tools": ("FunctionTools"),
+    "flat.runtime.trees": (
+        "CommandRun TreeMachine create_machine deserialize_machine open_machine run_command "
+        "run_machine run_machine_sync run_machine_to_completion serialize_machine"
+    ),
+    "flat.runtime.tree_steps": ("MachineStep RunOptions"),
+    "flat.runtime.treeload": ("find_charter tree_machine"),
+    "flat.tree.charter": ("Charter"),
+    "flat.tree.node": ("Node Output create_worker_node machine_node ExecutorConfig"),
+    "flat.tree.instance": ("Instance"),
+    "flat.tree.pack": ("Pack"),
+    "flat.tree.naming": ("Ref"),
+    "flat.tree.changes": "SuspendInfo",
+    "flat.tree.prompt": "PromptContext",
+    "flat.tree.executor": ("StandardExecutor create_standard_executor"),
+    "flat.tree.create": (
+        "create_charter create_command create_helpers create_instance create_node create_pack"
+    ),
+    "flat.tree.results": ("cede spawn suspend transition_to Cede Spawn SpawnTarget Suspend TransitionTo"),
+    "flat.tree.tools": ("tool tool_reply ToolReply BuiltinTool"),
+    "flat.tree.transitions": (
+        "create_transition transition SerialTransition CodeTransition GeneralTransition Transition"
+    ),
+    "flat.tree.commands": ("command command_result command_resume Command CommandResult"),
+    "flat.tree.context": (
+        "CommandCtx Ctx PackCtx CommandContext PackContext PackCommandContext ToolContext TransitionContext"
+    ),
+    "flat.tree.machines": ("machine_tool MachineTool"),
+    "flat.tree.messages": (
+        "Message assistant_message ephemeral_message system_message tool_result user_message resume_item"
+    ),
     "flat.agents.executor_result": "coerce_agent_result",
     "flat.agents.adapters": (
         "AgentAdapter AgentAdapterContext AgentAdapterRegistry AgentExecutor AgentRef "
@@ -224,16 +389,17 @@ _HOMES = {
     "flat.agents.ratelimits": ("build_rate_limit_state build_rate_limit_windows"),
     "flat.agents.protocol": "Agent AgentRequest AgentResult Usage",
     "flat.backends": "FileStore MemoryStore SQLiteStore open_store",
-    "flat.backends.memory_work": "MemoryRegistrationBackend MemoryWorkBackend",
-    "flat.backends.sqlite_work": "SQLiteRegistrationBackend SQLiteWorkBackend",
+    "flat.backends.memory.work": "MemoryRegistrationBackend MemoryWorkBackend",
+    "flat.backends.sqlite.work": "SQLiteRegistrationBackend SQLiteWorkBackend",
     "flat.backends.work": (
-        "RegistrationBackend WorkBackend WorkItem WorkPool WorkerFilter WorkerRecord WorkerRegistration "
-        "create_registration_backend create_work_backend"
+        "RegistrationBackend WorkBackend WorkItem WorkPool WorkerFilter WorkerRecord WorkerRegistration"
     ),
+    "flat.backends.by_name": "create_registration_backend create_trigger_backend create_work_backend",
     "flat.bindings": "Bindings",
     "flat.errors": (
-        "AgentFailed BackendError BindingError DefinitionError ExecutionBusy ExecutionError ExecutionNotFound "
-        "FlatError LimitExceeded NotStorable SpecError StaleSnapshot WorkItemNotFound WorkNotHeld WorkerNotFound"
+        "AgentFailed BackendError BindingError CallRefused CharterError CharterMismatch DefinitionError ExecutionBusy "
+        "ExecutionError ExecutionNotFound FlatError LimitExceeded MachineBusy StateError TreeError NotStorable "
+        "SpecError StaleSnapshot WorkItemNotFound WorkNotHeld WorkerNotFound"
     ),
     "flat.hooks": (
         "CompositeHooks DistributedWorkerHooks HooksRegistry LoggingHooks MachineHooks MetricsHooks Notice "
@@ -283,7 +449,15 @@ _HOMES = {
         "CopilotAuthError CopilotClient CopilotClientError CopilotHTTPError CopilotOAuthCredential CopilotResult "
         "CopilotToolCall CopilotUsage"
     ),
-    "flat.backends.triggers": ("FileTrigger NoOpTrigger SocketTrigger TriggerBackend create_trigger_backend"),
+    "flat.backends.triggers": ("FileTrigger NoOpTrigger SocketTrigger TriggerBackend"),
+    "flat.runtime.compat.executors": (
+        "ClaudeCodeExecutor CodexCliExecutor PiAgentBridgeExecutor SmolagentsExecutor create_claude_code_executor "
+        "create_codex_cli_executor create_pi_agent_bridge_executor create_smolagents_executor"
+    ),
+    "flat.agents.codex_app_server": ("CodexAppServerTransport"),
+    "flat.agents.session_holdback": (
+        "ClaudeCodeForkResult ClaudeCodeSessionHoldback CodexForkResult CodexSessionHoldback"
+    ),
     "flat.drivers.dispatch": "Dispatcher",
     "flat.runtime.compat.signals": (
         "ConfigFileResumer ConfigStoreResumer MachineResumer MemorySignalBackend ReferenceResolver "
@@ -315,16 +489,35 @@ __all__ = [
     "BaseFlatAgent",
     "BindingError",
     "Bindings",
+    "BuiltinTool",
+    "CallRefused",
+    "Cede",
     "CerebrasRateLimits",
+    "Charter",
+    "CharterError",
+    "CharterMismatch",
     "CheckpointManager",
+    "ClaudeCodeExecutor",
+    "ClaudeCodeForkResult",
+    "ClaudeCodeSessionHoldback",
+    "CodeTransition",
+    "CodexAppServerTransport",
     "CodexAuthError",
+    "CodexCliExecutor",
     "CodexClient",
     "CodexClientError",
+    "CodexForkResult",
     "CodexHTTPError",
     "CodexOAuthCredential",
     "CodexResult",
+    "CodexSessionHoldback",
     "CodexToolCall",
     "CodexUsage",
+    "Command",
+    "CommandContext",
+    "CommandCtx",
+    "CommandResult",
+    "CommandRun",
     "CompositeHooks",
     "ConfigFileResumer",
     "ConfigStore",
@@ -338,6 +531,7 @@ __all__ = [
     "CopilotToolCall",
     "CopilotUsage",
     "CostInfo",
+    "Ctx",
     "DefaultExecution",
     "DefinitionError",
     "Dispatcher",
@@ -348,6 +542,7 @@ __all__ = [
     "ExecutionLock",
     "ExecutionNotFound",
     "ExecutionType",
+    "ExecutorConfig",
     "ExpressionEngine",
     "Extractor",
     "FileStore",
@@ -358,9 +553,12 @@ __all__ = [
     "FlatMachine",
     "FreeExtractor",
     "FreeThinkingExtractor",
+    "FunctionTools",
+    "GeneralTransition",
     "Guardrails",
     "HooksRegistry",
     "InMemoryResultBackend",
+    "Instance",
     "LLMBackend",
     "LaunchIntent",
     "LimitExceeded",
@@ -372,33 +570,47 @@ __all__ = [
     "MCPToolProvider",
     "MDAPVotingExecution",
     "Machine",
+    "MachineBusy",
     "MachineHooks",
     "MachineResumer",
     "MachineSnapshot",
+    "MachineStep",
+    "MachineTool",
     "MemoryBackend",
     "MemoryConfigStore",
     "MemoryRegistrationBackend",
     "MemorySignalBackend",
     "MemoryStore",
     "MemoryWorkBackend",
+    "Message",
     "MetricsHooks",
     "NoOpLock",
     "NoOpTrigger",
+    "Node",
     "NotStorable",
     "Notice",
     "Observer",
     "OpenAIRateLimits",
     "Outcome",
+    "Output",
+    "Pack",
+    "PackCommandContext",
+    "PackContext",
+    "PackCtx",
     "ParallelExecution",
     "PersistenceBackend",
+    "PiAgentBridgeExecutor",
     "ProfileManager",
+    "PromptContext",
     "RateLimitInfo",
+    "Ref",
     "ReferenceResolver",
     "RegexExtractor",
     "RegistrationBackend",
     "ResultBackend",
     "RetryExecution",
     "RetryableError",
+    "RunOptions",
     "Runtime",
     "SQLiteCheckpointBackend",
     "SQLiteConfigStore",
@@ -407,25 +619,40 @@ __all__ = [
     "SQLiteSignalBackend",
     "SQLiteStore",
     "SQLiteWorkBackend",
+    "SerialTransition",
     "Signal",
     "SignalBackend",
     "SignalDispatcher",
     "SimpleToolProvider",
+    "SmolagentsExecutor",
     "SocketTrigger",
+    "Spawn",
+    "SpawnTarget",
     "SpecError",
     "StaleSnapshot",
+    "StandardExecutor",
+    "StateError",
     "SteeringProvider",
     "StopReason",
     "StreamEventCallback",
     "StructuredExtractor",
     "SubprocessInvoker",
+    "Suspend",
+    "SuspendInfo",
     "Tool",
     "ToolCall",
+    "ToolContext",
     "ToolLoopAgent",
     "ToolLoopResult",
     "ToolProvider",
+    "ToolReply",
     "ToolResult",
     "ToolsExtractor",
+    "Transition",
+    "TransitionContext",
+    "TransitionTo",
+    "TreeError",
+    "TreeMachine",
     "TriggerBackend",
     "Usage",
     "UsageInfo",
@@ -441,15 +668,36 @@ __all__ = [
     "WorkerNotFound",
     "WorkerRecord",
     "WorkerRegistration",
+    "assistant_message",
     "build_rate_limit_state",
     "build_rate_limit_windows",
+    "cede",
     "clone_snapshot",
     "coerce_agent_result",
+    "command",
+    "command_result",
+    "command_resume",
     "config_hash",
+    "create_charter",
+    "create_claude_code_executor",
+    "create_codex_cli_executor",
+    "create_command",
+    "create_helpers",
+    "create_instance",
+    "create_machine",
+    "create_node",
+    "create_pack",
+    "create_pi_agent_bridge_executor",
     "create_registration_backend",
     "create_signal_backend",
+    "create_smolagents_executor",
+    "create_standard_executor",
+    "create_transition",
     "create_trigger_backend",
     "create_work_backend",
+    "create_worker_node",
+    "deserialize_machine",
+    "ephemeral_message",
     "extract_anthropic_rate_limits",
     "extract_cerebras_rate_limits",
     "extract_headers_from_error",
@@ -457,6 +705,7 @@ __all__ = [
     "extract_openai_rate_limits",
     "extract_rate_limit_info",
     "extract_status_code",
+    "find_charter",
     "get_asset",
     "get_default_result_backend",
     "get_execution_type",
@@ -469,17 +718,36 @@ __all__ = [
     "launch_machine",
     "load",
     "load_profile_from_file",
+    "machine_node",
+    "machine_tool",
     "make_uri",
     "normalize_agent_ref",
     "observer",
+    "open_machine",
     "open_store",
     "parse_uri",
     "reset_default_result_backend",
     "resolve_model_config",
     "resolve_profile_config",
+    "resume_item",
+    "run_command",
+    "run_machine",
+    "run_machine_sync",
+    "run_machine_to_completion",
     "send_and_notify",
+    "serialize_machine",
     "setup_logging",
+    "spawn",
+    "suspend",
+    "system_message",
+    "tool",
+    "tool_reply",
+    "tool_result",
     "track_operation",
+    "transition",
+    "transition_to",
+    "tree_machine",
+    "user_message",
     "validate_flatagent_config",
     "validate_flatmachine_config",
 ]

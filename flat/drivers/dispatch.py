@@ -70,9 +70,11 @@ class Report:
     left: dict[str, str] = field(default_factory=dict)
     """Executions that are ready and were not resumed, with the reason."""
     buried: list[Buried] = field(default_factory=list)
+    set_aside: dict[str, str] = field(default_factory=dict)
+    """Executions that were buried themselves, with the reason: a pool worker does that."""
 
     def __bool__(self) -> bool:
-        return bool(self.resumed or self.fanned_out or self.left or self.buried)
+        return bool(self.resumed or self.fanned_out or self.left or self.buried or self.set_aside)
 
 
 Head = tuple[str, object]
@@ -80,7 +82,7 @@ Head = tuple[str, object]
 
 
 @dataclass(slots=True)
-class _Trouble:
+class Trouble:
     """An execution that may have to be tried again: busy, failing, or ready again right after it was resumed."""
 
     head: Head | None = None
@@ -101,7 +103,7 @@ class Dispatcher:
     attempts: int = 3
     poll_interval: float = 5.0
     """Seconds after which `watch` looks even if nobody woke it."""
-    _troubles: dict[str, _Trouble] = field(default_factory=dict, init=False, repr=False)
+    _troubles: dict[str, Trouble] = field(default_factory=dict, init=False, repr=False)
     _just_resumed: set[str] = field(default_factory=set, init=False, repr=False)
     """Resumed since the last look. Whoever is ready again for the same reason has taken nothing."""
 
@@ -187,7 +189,7 @@ class Dispatcher:
         name = execution.execution_id
         if name not in self._just_resumed:
             return name not in self._troubles or self.clock.now() >= self._troubles[name].not_before
-        trouble = self._troubles.setdefault(name, _Trouble())
+        trouble = self._troubles.setdefault(name, Trouble())
         head, _ = await self._head(execution)
         if head is None:  # taken by somebody since we looked
             del self._troubles[name]
@@ -213,7 +215,7 @@ class Dispatcher:
     async def _failed(self, execution: Execution, reason: str, report: Report) -> None:
         """Put a failing execution off, or bury what makes it fail."""
         name, now = execution.execution_id, self.clock.now()
-        trouble = self._troubles.setdefault(name, _Trouble())
+        trouble = self._troubles.setdefault(name, Trouble())
         head, signal = await self._head(execution)
         if head != trouble.head:
             trouble.head, trouble.times = head, 0
@@ -290,22 +292,36 @@ class Dispatcher:
     async def _resume_one(self, execution: Execution, report: Report) -> None:
         name = execution.execution_id
         try:
-            await self.resume(name)
+            outcome = await self.resume(name)
         except Declined as error:
-            report.left[name] = str(error)
+            self._declined(name, error, report)
         except ExecutionNotFound:
             self._troubles.pop(name, None)
         except (ExecutionBusy, StaleSnapshot) as error:
             self._busy(name, error, report)
         except (Exception, SystemExit) as error:
             log.debug("the error that follows, in full", exc_info=error)
+            self._broke(name, error)
             await self._failed(execution, f"{type(error).__name__}: {error}", report)
         else:
+            if not getattr(outcome, "ran", True):
+                self._too_late(name)
+                return
             self._just_resumed.add(name)
             report.resumed.append(name)
 
+    def _broke(self, name: str, error: BaseException) -> None:
+        """A run ended in an error, and its execution may stand where nobody looks for it."""
+
+    def _too_late(self, name: str) -> None:
+        """It was over before we had it."""
+        self._troubles.pop(name, None)
+
+    def _declined(self, name: str, error: Declined, report: Report) -> None:
+        report.left[name] = str(error)
+
     def _busy(self, name: str, error: BackendError, report: Report) -> None:
-        trouble = self._troubles.setdefault(name, _Trouble())
+        trouble = self._troubles.setdefault(name, Trouble())
         trouble.busy += 1
         if trouble.busy < BUSY_LOOKS:
             trouble.not_before = self.clock.now() + _pause(trouble.busy)

@@ -34,6 +34,8 @@ BASE_AFTER = 65_536
 """Bytes of deltas after which a base is considered for the first time."""
 BASE_SHARE = 16
 FLAG = b'{"$":["blob","'
+IMPORTING = "importing"
+"""Status of an execution that is being copied from another store, and must not run before it is whole."""
 
 
 @dataclass
@@ -187,6 +189,10 @@ async def take_up(
         stored = await store.load(execution_id)
         if stored is None:
             raise ExecutionNotFound(execution_id)
+        if stored.execution.status == IMPORTING:
+            raise IncompatibleSnapshot(
+                f'execution "{execution_id}" was imported by half; import its file again'
+            )
         snapshot = await rebuilt(store, codec, stored)
         messages = await logged(store, codec, stored, snapshot)
     except BaseException:

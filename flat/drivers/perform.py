@@ -44,7 +44,8 @@ class Facts(Mapping[str, Any]):
         if self._facts is None:
             step = int(self._effect.id.split("/", 2)[1])
             snapshot = self._snapshot
-            self._facts = machine_facts(self._program, snapshot, self._effect.node, step, snapshot.spent)
+            facts = machine_facts(self._program, snapshot, self._effect.node, step, snapshot.spent)
+            self._facts = {**facts, "idempotency_key": f"{snapshot.execution_id}/{self._effect.id}"}
         return self._facts
 
     def __getitem__(self, key: str) -> Any:
@@ -70,6 +71,9 @@ class TreeEffects(Protocol):
     """What makes the model calls and tool calls of a tree."""
 
     async def perform(self, effect: CallAgent | RunTool, snapshot: Identity, performer: Performer) -> Any: ...
+    async def close(self) -> None:
+        """The run is over."""
+        ...
 
 
 @dataclass

@@ -19,10 +19,12 @@ from flat.core.events import Done, Ended, Failed, Resumed, Started
 from flat.core.failure import Failure, failure_of
 from flat.core.snapshot import FINISHED, Snapshot
 from flat.drivers.clock import DeadlinePassed
+from flat.drivers.doubts import InDoubt
 from flat.drivers.draft import settle
 from flat.drivers.family import Budget, Came, Held
 from flat.drivers.keeper import birth_of, create, take_up
-from flat.drivers.local import UNWANTED, Drive, InDoubt
+from flat.drivers.local import Drive
+from flat.drivers.together import UNWANTED
 from flat.errors import BackendError, ExecutionBusy, ExecutionNotFound, FlatError, LimitExceeded
 from flat.hooks.base import settled
 from flat.runtime.loading import child_of
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from flat.runtime.runtime import Runtime
 
 DEFAULT_MAX_DEPTH = 10
+LAUNCHES = "launches"
+"""In the context of a tree: that parts of it were started as executions of their own."""
 UNFINISHED = ("running", "waiting", "limit", "in_doubt")
 log = logging.getLogger("flat")
 
@@ -113,22 +117,26 @@ class Family:
             raise ExecutionNotFound(id_)
         if execution.status in FINISHED:
             stored = self._counted(await runtime.stored(id_, codec))
-            if machine.program.machines:
+            if machine.program.machines or machine.tree is not None:
                 await self._grown(machine).take_up(stored)
                 await self._beside(stored)
             return self._came(effect, stored, None, found=True)
-        if execution.program != machine.program.digest:
+        changed = execution.program != machine.program.digest
+        if changed and machine.tree is None:
             machine = await runtime.machine_for(execution, None, False, self.machine)
             hooks = HooksOfRun(machine)
         now = runtime.clock.now()
         keeper = await take_up(store, codec, id_, runtime.owner, now=now, ttl=runtime.lease_seconds)
         async with runtime.driven(machine, hooks, keeper, self._grown(machine)) as drive:
             keeper.attached = True
+            if changed and machine.tree is not None:  # a charter is code: there is only the one of now
+                await runtime.keep_config(machine)
+                keeper.adopted = machine.program.digest
             stored = self._counted(keeper.stored)
             if stored.status in FINISHED:
                 return self._came(effect, stored, None, found=True)
             most = self._calls_left(machine)
-            if drive.children is not None and machine.program.machines:
+            if drive.children is not None and (machine.program.machines or machine.tree is not None):
                 await drive.children.take_up(stored)
             last = await drive.resume(
                 stored, Resumed(now, max_agent_calls=None if most is None else most + stored.spent.calls)
@@ -256,6 +264,8 @@ class Family:
     async def take_up(self, parent: Snapshot) -> None:
         """See to the children that an earlier run of this execution has left: go on with the launched ones, and
         end those that nobody waits for any more."""
+        if not self.machine.program.machines and not parent.root.context.get(LAUNCHES):
+            return  # a tree, which has started nothing
         store = self.runtime.opened()
         awaited = {child_id(parent.execution_id, e) for e in parent.pending}
         left = [

@@ -7,22 +7,33 @@ import threading
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from flat.agents.protocol import Agent
 from flat.backends import MemoryStore
 from flat.backends.protocols import CheckpointStore
-from flat.errors import ExecutionBusy, ExecutionError, LimitExceeded
+from flat.core.events import Spent
+from flat.errors import DefinitionError, ExecutionError, LimitExceeded
 from flat.hooks import HooksRegistry
 from flat.runtime.compat.results import get_default_result_backend
 from flat.runtime.configured import MEMORY, configured_store
 from flat.runtime.loading import load
+from flat.runtime.machine import litellm_agent
+from flat.runtime.roles import configured_roles, locked, take_signals
 from flat.runtime.runtime import Outcome, Runtime
 
+if TYPE_CHECKING:
+    from flat.agents.adapters import AgentAdapterRegistry
+
 log = logging.getLogger("flat")
+CHECKPOINT_EVENTS = (
+    *("machine_start", "state_enter", "execute", "tool_call", "waiting", "state_exit", "machine_end"),
+)
+"""The moments at which the seed system stores a checkpoint."""
 
 
 class FlatMachine:
@@ -60,6 +71,8 @@ class FlatMachine:
     ) -> None:
         self.execution_id: str = overrides.pop("_execution_id", None) or str(uuid.uuid4())
         self.parent_execution_id: str | None = overrides.pop("_parent_execution_id", None)
+        self._config_file, self._config_dict, self._overrides = config_file, config_dict, overrides
+        self._agent_registry, self._agent_adapters = agent_registry, tuple(agent_adapters or ())
         private = {
             name: overrides.pop(name, None) for name in ("_config_dir", "_profiles_dict", "_profiles_file")
         }
@@ -75,7 +88,7 @@ class FlatMachine:
             overrides=overrides,
             tool_provider=tool_provider,
             agent_registry=agent_registry,
-            agent_adapters=agent_adapters,
+            agent_adapters=None if agent_adapters is None else self._agent_adapters,
             directory=private["_config_dir"],
             catalogue=private["_profiles_dict"],
         )
@@ -84,13 +97,25 @@ class FlatMachine:
             warnings.warn(warning, stacklevel=2)
         self.hooks_registry = self.machine.hooks
         self.compat = compat
+        store_of(persistence)  # refused here, not when it is first used
         self.persistence = persistence if persistence is not None else self._configured_store()
-        self.lock, self.invoker, self.config_store = lock, invoker, config_store
-        self.result_backend = result_backend or get_default_result_backend()
-        self.signal_backend, self.trigger_backend = signal_backend, trigger_backend
+        given = {
+            "locking": lock,
+            "results": result_backend,
+            "signal": signal_backend,
+            "trigger": trigger_backend,
+        }
+        known = [role for role, backend in given.items() if backend is not None]
+        roles = configured_roles(self.machine, self.persistence, given=known)
+        self.lock, self.invoker, self.config_store = lock or roles.lock, invoker, config_store
+        self.result_backend = result_backend or roles.results or get_default_result_backend()
+        self.signal_backend = signal_backend or roles.signals
+        self.trigger_backend = trigger_backend or roles.trigger
         self._runtime: Runtime | None = None
         self._began = False
+        self._spent: dict[str, Spent] = {}
         self.total_api_calls = 0
+        """Of all executions of this object."""
         self.total_cost = 0.0
         self.outcome: Outcome | None = None
 
@@ -102,25 +127,65 @@ class FlatMachine:
     def spec_version(self) -> str:
         return self.machine.program.spec_version
 
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """The machine file as plain data, with the overrides; the agents' files are not in it."""
+        from flat.spec import load_machine  # who has a compiled program needs none of the files
+
+        config: Mapping[str, Any] | None = self._config_dict
+        if self._config_file is not None:
+            config = load_machine(self._config_file, compat=True, check=False).document.value
+        assert config is not None  # loading has seen to it
+        return {**config, "data": {**config["data"], **self._overrides}}
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """The machine itself, as its file has it."""
+        data: Mapping[str, Any] = self.config["data"]
+        return data
+
+    def _part(self, key: str) -> Mapping[str, Any]:
+        return self.data.get(key) or {}
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        return self.config.get("metadata") or {}
+
     @property
     def states(self) -> Mapping[str, Any]:
-        return self.machine.program.nodes
+        """The states by name, in the order of the file."""
+        return self._part("states")
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        return self.machine.program.settings
+        return self._part("settings")
 
     @property
     def initial_context(self) -> Mapping[str, Any]:
-        return dict(self.machine.program.context.value)
+        return self._part("context")
 
     @property
     def agent_refs(self) -> Mapping[str, Any]:
-        return self.machine.program.agents
+        return self._part("agents")
 
     @property
     def machine_refs(self) -> Mapping[str, Any]:
-        return self.machine.program.machines
+        return self._part("machines")
+
+    @property
+    def checkpoint_events(self) -> set[str]:
+        """What `persistence.checkpoint_on` names; here every effect is kept, whatever it says."""
+        return set(self._part("persistence").get("checkpoint_on") or CHECKPOINT_EVENTS)
+
+    @cached_property
+    def agent_registry(self) -> AgentAdapterRegistry:
+        """What makes the agents, by their type; an adapter registered here makes those not asked so far."""
+        from flat.agents.adapters import default_registry
+
+        registry = self._agent_registry or default_registry(self._agent_adapters)
+        provider = self.machine.tool_provider
+        self.machine.make_agent = partial(litellm_agent, registry=registry, tool_provider=provider)
+        return registry
 
     def _configured_store(self) -> CheckpointStore | str | None:
         """Memory unless the file says otherwise; paths are relative to the working directory."""
@@ -147,21 +212,17 @@ class FlatMachine:
             self.execution_id = str(uuid.uuid4())
         self._began = True
         self.execution_id = resume_from or self.execution_id
-        if self.lock is not None and not await self.lock.acquire(self.execution_id):
-            raise ExecutionBusy(self.execution_id, hint="its lock is held")
+        store = store_of(self.persistence)
         try:
-            store = store_of(self.persistence)
-            async with Runtime(
-                store, results=self.result_backend, trigger=self.trigger_backend
-            ) as self._runtime:
+            async with (
+                locked(self.lock, self.execution_id),
+                Runtime(store, results=self.result_backend, trigger=self.trigger_backend) as self._runtime,
+            ):
                 return self._result(
                     await self._run(self._runtime, input, max_steps, max_agent_calls, resume_from)
                 )
         finally:
             self._runtime = None
-            if self.lock is not None:
-                with anyio.CancelScope(shield=True):
-                    await self.lock.release(self.execution_id)
 
     async def _run(
         self,
@@ -173,24 +234,13 @@ class FlatMachine:
     ) -> Outcome:
         if self.config_store is not None:
             await self.config_store.put(self.machine.config_text().decode())
-        await self._take_signals(runtime)
+        await take_signals(self.signal_backend, runtime.kept)
         limits: dict[str, Any] = {"max_steps": max_steps, "max_agent_calls": max_agent_calls}
         if resume_from is not None and runtime.kept is not None:
             if await runtime.opened().get(resume_from) is not None:
                 return await runtime.resume(resume_from, self.machine, **limits)
             log.warning("no execution %s to resume: starting it", resume_from)
         return await runtime.start(self.machine, input, execution_id=self.execution_id, **limits)
-
-    async def _take_signals(self, runtime: Runtime) -> None:
-        """Signals of a backend of their own move into the store, where a commit can consume them.
-
-        They are sent before they are taken out, under the same id: whatever happens between, none is lost or doubled.
-        """
-        backend, store = self.signal_backend, runtime.kept
-        if backend is not None and store is not None:
-            from flat.runtime.compat.signals import move_signals
-
-            await move_signals(backend, store)
 
     async def cancel(self) -> None:
         """Stop the execution that runs, for good."""
@@ -213,8 +263,9 @@ class FlatMachine:
 
     def _result(self, outcome: Outcome) -> Any:
         self.outcome = outcome
-        self.total_api_calls = outcome.spent.calls
-        self.total_cost = outcome.spent.cost
+        self._spent[outcome.execution_id] = outcome.spent
+        self.total_api_calls = sum(spent.calls for spent in self._spent.values())
+        self.total_cost = sum(spent.cost for spent in self._spent.values())
         outcome.raise_for_failure()
         if outcome.status == "waiting":
             return {"_waiting": True, "_channel": outcome.waiting_on[0]}
@@ -245,7 +296,12 @@ class WaitingForSignal(Exception):
 def store_of(persistence: Any) -> CheckpointStore | str | None:
     """The store that an argument `persistence` means: a store, its URL, or one of the seed system's backends."""
     store: CheckpointStore | str | None = getattr(persistence, "store", persistence)
-    return store
+    if store is None or isinstance(store, str) or callable(getattr(store, "put_config", None)):
+        return store
+    raise DefinitionError(
+        f"persistence is a store, its URL, or one of the backends that come with flat, not {type(store).__name__}; "
+        "a backend of your own has the methods of CheckpointStore"
+    )
 
 
 def run_blocking(function: Any, *args: Any, **kwargs: Any) -> Any:

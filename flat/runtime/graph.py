@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flat.core.ops import Action, AnyOp, Branch, Call, Wait
+from flat.core.ops import Action, AnyOp, Branch, Call, Children, Converse, Launch, Wait
 from flat.core.program import END, START, Node, Program
 
 LABEL = 80
@@ -26,27 +26,37 @@ def mermaid(program: Program) -> str:
 
 def _box(node: Node) -> str:
     words = [node.name, *(word for op in node.ops if (word := _word(op)))]
-    text = "<br/>".join(_escaped(word) for word in words)
+    text = "<br/>".join(escaped(word) for word in words)
     return f'(["{text}"])' if node.final else f'["{text}"]'
 
 
 def _word(op: AnyOp) -> str:
-    if isinstance(op, Call):
-        return f"agent {op.agent}"
-    if isinstance(op, Action):
-        return f"action {op.action}"
-    return f"waits for {op.channel.source}" if isinstance(op, Wait) else ""
+    match op:
+        case Call():
+            return f"agent {op.agent}"
+        case Converse():
+            return f"agent {op.agent} with tools"
+        case Action():
+            return f"action {op.action}"
+        case Children():
+            names = ", ".join(call.machine for call in op.calls)
+            return f"{'each' if op.foreach is not None else 'machine'} {names}"
+        case Launch():
+            return f"launches {', '.join(op.machines)}"
+        case Wait():
+            return f"waits for {op.channel.source}"
+    return ""
 
 
 def _arrows(node: Node, ids: dict[str, str]) -> Iterator[str]:
     for op in node.ops:
         if isinstance(op, Branch):
             for condition, target in op.arms:
-                label = "" if condition is None else f'|"{_escaped(_short(condition.source))}"|'
+                label = "" if condition is None else f'|"{escaped(_short(condition.source))}"|'
                 yield f"-->{label} {ids[target]}"
     for failure, target in node.on_error.items():
         label = "error" if failure == "default" else failure
-        yield f'-.->|"{_escaped(label)}"| {ids[target]}'
+        yield f'-.->|"{escaped(label)}"| {ids[target]}'
 
 
 def _short(text: str) -> str:
@@ -54,7 +64,7 @@ def _short(text: str) -> str:
     return flat if len(flat) <= LABEL else f"{flat[: LABEL - 1]}…"
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Text that Mermaid, and the HTML it makes, show as it is."""
     shown = "".join(c if c.isprintable() else " " for c in text)
     return "".join(f"#{ord(c)};" if c in '#&<>"`\\|;' else c for c in shown)

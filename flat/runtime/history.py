@@ -36,6 +36,7 @@ from flat.errors import (
     ExecutionNotFound,
     IncompatibleSnapshot,
 )
+from flat.runtime.given import taken
 
 Place: TypeAlias = int | str
 """A commit number, or text: `"seq:12"` a commit, `"step:3"` a step."""
@@ -99,10 +100,10 @@ async def moment(
 def _parsed(at: Place | None) -> tuple[str, int]:
     if at is None:
         return "seq", 0
-    if isinstance(at, int):
+    if isinstance(at, int) and not isinstance(at, bool):
         if at >= 0:
             return "seq", at
-    elif found := _PLACE.fullmatch(at):
+    elif isinstance(at, str) and (found := _PLACE.fullmatch(at)):
         return found[1], int(found[2])
     raise DefinitionError(f'{at!r} names no moment; give a commit number, "seq:N", or "step:N"')
 
@@ -359,9 +360,7 @@ async def _stored(
 
 
 def _taken(new_id: str) -> ExecutionBusy:
-    error = ExecutionBusy(new_id)
-    error.args = (f'there is an execution "{new_id}" already; choose another id for the fork',)
-    return error
+    return taken(new_id, "choose another id for the fork")
 
 
 async def forked_from(store: CheckpointStore, execution_id: str) -> Origin | None:

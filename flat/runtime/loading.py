@@ -24,12 +24,13 @@ from flat.agents.protocol import Agent
 from flat.bindings import Bindings
 from flat.core.program import Program
 from flat.core.program_codec import program_from_data, program_to_data
-from flat.errors import DefinitionError, IncompatibleSnapshot, UnknownName
+from flat.errors import DefinitionError, IncompatibleSnapshot, Problem, UnknownName
 from flat.hooks import HooksRegistry
 from flat.runtime.machine import Machine, MakeAgent, litellm_agent
 
 if TYPE_CHECKING:
     from flat.agents.adapters import AgentAdapter, AgentAdapterRegistry
+    from flat.spec.sources import MachineSource
 
 CACHE_FORMAT = 1
 
@@ -74,8 +75,14 @@ def load(
         main = Path(path).expanduser()
         program, warnings, origin = _with_overrides(main, overrides or {}, wanted)
     elif config is not None:
-        merged = {**config, "data": {**config.get("data", {}), **(overrides or {})}} if overrides else config
-        program, warnings, origin = _from_mapping(merged, Path(directory or Path.cwd()), wanted)
+        if not isinstance(config, Mapping):
+            raise DefinitionError(
+                f"a config is a mapping, as a machine file has it, not {type(config).__name__}"
+            )
+        data = config.get("data")
+        if overrides and isinstance(data, Mapping):
+            config = {**config, "data": {**data, **overrides}}
+        program, warnings, origin = _from_mapping(config, Path(directory or Path.cwd()), wanted)
     else:
         raise DefinitionError("give a machine file, or a config")
     return Machine(
@@ -87,6 +94,7 @@ def load(
         lifecycle_hooks=lifecycle_hooks,
         make_agent=_maker(program, agent_registry, agent_adapters, tool_provider),
         origin=origin,
+        directory=None if path is not None or directory is None else Path(directory),
         warnings=warnings,
         tool_provider=tool_provider,
     )
@@ -101,11 +109,12 @@ def _maker(
     """What makes a machine's agents: the built-in adapters, unless it is given others."""
     if registry is None and adapters is None and tool_provider is None:
         return litellm_agent
-    from flat.agents.adapters import check_types, default_registry, make_agent
+    from flat.agents.adapters import check_types, default_registry
 
     registry = registry or default_registry(adapters)
-    check_types({name: c for name, c in program.agents.items() if not c.get("problem")}, registry)
-    return partial(make_agent, registry=registry, tool_provider=tool_provider)
+    made = {n: c for n, c in program.agents.items() if not c.get("problem") and c.get("type") != "tree"}
+    check_types(made, registry)
+    return partial(litellm_agent, registry=registry, tool_provider=tool_provider)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +144,13 @@ def child_of(machine: Machine, name: str) -> Machine:
 
 def _load_child(parent: Machine, name: str) -> Machine:
     ref = parent.program.machines.get(name)
+    if ref is None and parent.tree is not None:
+        from flat.runtime.treeload import launched_machine  # charters are Python, and bring their front end
+
+        return launched_machine(parent, name)
     if ref is None:
         raise UnknownName("machine", name, parent.program.machines)
-    folder = _folder(parent.origin)
+    folder = _folder(parent)
     # The project of a machine in `config/` is the folder above.
     roots = parent.roots or (folder.parent if folder.name == "config" else folder,)
     wanted = Wanted(compat=ref.get("compat", False), roots=roots, catalogue=ref.get("profiles"))
@@ -147,7 +160,9 @@ def _load_child(parent: Machine, name: str) -> Machine:
         program, warnings, _ = _from_mapping(ref["inline"], folder, wanted)
         origin = parent.origin
     else:
-        raise DefinitionError(f'machine "{name}" is a tree, which this version of flat does not run yet')
+        from flat.runtime.treeload import tree_child  # charters are Python, and bring their front end
+
+        return tree_child(parent, ref["tree"], folder, roots)
     return as_child(parent, program, origin, warnings, roots)
 
 
@@ -162,6 +177,7 @@ def as_child(
     return replace(
         parent,
         program=program,
+        tree=None,
         shared_hooks=None,
         lifecycle_hooks=None,
         origin=origin,
@@ -174,9 +190,11 @@ def as_child(
     )
 
 
-def _folder(origin: Path | None) -> Path:
+def _folder(machine: Machine) -> Path:
+    """What the paths of a machine are relative to."""
+    origin = machine.origin
     if origin is None:
-        return Path.cwd()
+        return machine.directory or Path.cwd()
     return origin if origin.is_dir() else origin.parent
 
 
@@ -196,7 +214,7 @@ def _from_mapping(
     )
     return (
         lower(source, given_hooks=wanted.given_hooks, given_lifecycle=wanted.given_lifecycle),
-        [str(p) for p in source.problems],
+        [str(p) for p in _doubts(source, wanted)],
         None,
     )
 
@@ -233,13 +251,19 @@ def _from_file(path: Path, wanted: Wanted) -> tuple[Program, list[str], Path | N
         catalogue=wanted.catalogue,
     )
     program = lower(source, given_hooks=wanted.given_hooks, given_lifecycle=wanted.given_lifecycle)
-    if entry is not None and not source.problems:
+    doubts = _doubts(source, wanted)
+    if entry is not None and not doubts:
         root = source.roots[0]
         files = {str(root / name): _digest(data) for name, data in source.files.items()}
         beside = source.directory / "profiles.yml"
         files.setdefault(str(beside), "" if not beside.exists() else _digest(beside.read_bytes()))
         _write(entry, {"format": CACHE_FORMAT, "files": files, "program": program_to_data(program)})
-    return program, [str(p) for p in source.problems], main
+    return program, [str(p) for p in doubts], main
+
+
+def _doubts(source: MachineSource, wanted: Wanted) -> list[Problem]:
+    """The warnings about a machine; with hooks from Python there is somebody to run its actions."""
+    return [p for p in source.problems if not (wanted.given_hooks and p.code == "unheard-action")]
 
 
 # -- the cache ----------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import iscoroutinefunction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import orjson
@@ -26,19 +26,30 @@ from flat.drivers.draft import draft_of
 from flat.errors import BindingError, DefinitionError, UnknownName
 from flat.hooks import CompositeHooks, HooksRegistry, members, observed_points, steered_points
 from flat.hooks.base import POINTS, plain_copy, settled
+from flat.runtime.configured import with_places
+
+if TYPE_CHECKING:
+    from flat.runtime.tree_hooks import TreeTelling
 
 log = logging.getLogger("flat")
 MakeAgent = Callable[[str, Mapping[str, Any]], Agent]
 
 
-def litellm_agent(name: str, config: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Agent:
+def litellm_agent(
+    name: str, config: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, **given: Any
+) -> Agent:
     """An agent from its plain configuration, by the built-in adapters: on litellm, unless its type says otherwise.
 
-    Nothing heavy is imported before this is called. `overrides` are model settings that win over every profile.
+    Nothing heavy is imported before this is called. `overrides` are model settings that win over every profile;
+    a registry of adapters and a tool provider may be given.
     """
     from flat.agents.adapters import make_agent
 
-    return make_agent(name, config, overrides=overrides)
+    if config.get("type") == "tree":
+        from flat.runtime.treeload import tree_agent
+
+        return tree_agent(name, config)
+    return make_agent(name, config, overrides=overrides, **given)
 
 
 @dataclass
@@ -57,6 +68,8 @@ class Machine:
     """The object that serves the machine's beginning and end alone, if one was given."""
     origin: Path | None = None
     """The folder or file it was loaded from, kept with its executions so that they can be resumed by id alone."""
+    directory: Path | None = None
+    """What its paths are relative to, for one that was loaded from a mapping."""
     warnings: Sequence[str] = ()
     invoker: Any = None
     """Starts what the machine launches, where that is not to be an execution of the same store."""
@@ -64,6 +77,8 @@ class Machine:
     """What runs the tools of a tool loop where no hooks do."""
     tree: Any = None
     """The charter behind a tree's program (`flat.tree.lower.TreeBinding`), or None for a machine of states."""
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the model client that win over a charter's, such as those of a scripted model."""
     roots: tuple[Path, ...] = ()
     """Folders that the files of its children may lie in, besides their own."""
     children: dict[str, Machine] = field(default_factory=dict, repr=False, compare=False)
@@ -80,12 +95,17 @@ class Machine:
         made = [
             given[r.name]
             if r.name in given
-            else self.hooks.resolve({"name": r.name, "args": orjson.loads(r.args)})
+            else self.hooks.resolve({"name": r.name, "args": self._hook_args(r.name, orjson.loads(r.args))})
             for r in refs
         ]
         if not made:
             return None
         return made[0] if len(made) == 1 else CompositeHooks(*made)
+
+    def _hook_args(self, name: str, args: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self.hooks.is_built_in(name) and name == "distributed-worker":
+            return with_places(args, self.program.settings)
+        return args
 
     def agent(self, name: str) -> Agent:
         if name in self.agents:
@@ -127,6 +147,11 @@ class HooksOfRun:
         self.observed: dict[HookRefs, frozenset[str]] = {}
         program = machine.program
         self.program = program
+        self.told_of_tree: TreeTelling | None = None
+        if machine.tree is not None:
+            from flat.runtime.tree_hooks import TreeTelling  # machines of states run without it
+
+            self.told_of_tree = TreeTelling(self)
         for refs in {(), program.lifecycle, *program.hooks}:
             hooks = self.get(refs)
             if hooks is not None:
@@ -144,23 +169,29 @@ class HooksOfRun:
                 hooks.tells_observers = False  # `tell` does
         return self.objects[refs]
 
-    def in_background(self, group: TaskGroup | None, snapshot: Snapshot | None) -> anyio.CancelScope:
-        """Start what hooks do beside the execution; the scope ends it."""
-        scope = anyio.CancelScope()
+    def in_background(self, group: TaskGroup | None, snapshot: Snapshot | None) -> anyio.CancelScope | None:
+        """Start what hooks do beside the execution; the scope ends it. None if they do nothing."""
+        if group is None or not self.observed:  # no hooks at all
+            return None
         objects = {id(one): one for made in self.objects.values() for one in members(made)}
         beside = [o for o in objects.values() if iscoroutinefunction(getattr(o, "on_background", None))]
-        if beside and group is not None:
-            known = {} if snapshot is None else snapshot.root.context
-            facts = {"execution_id": "" if snapshot is None else snapshot.execution_id}
-            group.start_soon(_beside, scope, beside, {**known, "machine": facts})
+        if not beside:
+            return None
+        known = {} if snapshot is None else snapshot.root.context
+        facts = {"execution_id": "" if snapshot is None else snapshot.execution_id}
+        scope = anyio.CancelScope()
+        group.start_soon(_beside, scope, beside, {**known, "machine": facts})
         return scope
 
     @property
     def watching(self) -> bool:
-        return any(self.observed.values())
+        return any(self.observed.values()) or (self.told_of_tree is not None and self.told_of_tree.watching)
 
     async def tell(self, step: Advance) -> None:
         """Call the observing methods for the nodes that were left and entered, in order."""
+        if self.told_of_tree is not None:
+            await self.told_of_tree.tell(step)
+            return
         nodes, snapshot = self.program.nodes, step.snapshot
         left: str | None = None
         for kind, name, _ in step.path:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import orjson
@@ -20,17 +18,18 @@ from flat.backends import open_store
 from flat.backends.liveness import this_process
 from flat.backends.protocols import CheckpointStore, Execution, Owner, Signal
 from flat.backends.triggers import TriggerBackend
-from flat.core.advance import begin, has_place, stopped
+from flat.core.advance import Advance, begin, has_place, stopped
 from flat.core.codec import Codec
 from flat.core.events import Resumed, Spent, Started
 from flat.core.failure import Failure, failure_of
-from flat.core.snapshot import FINISHED, Snapshot
+from flat.core.snapshot import FINISHED, ROOT, Snapshot
 from flat.drivers.clock import Clock, SystemClock
 from flat.drivers.dispatch import Dispatcher
+from flat.drivers.doubts import Doubts, InDoubt
 from flat.drivers.draft import settle
 from flat.drivers.family import Budget
-from flat.drivers.keeper import Keeper, collect_blobs, create, take_up
-from flat.drivers.local import Drive, InDoubt
+from flat.drivers.keeper import Keeper, create, take_up
+from flat.drivers.local import Drive
 from flat.drivers.perform import Performer
 from flat.errors import (
     BackendError,
@@ -41,16 +40,22 @@ from flat.errors import (
     IncompatibleSnapshot,
 )
 from flat.hooks import Observer, Observers
-from flat.runtime import history
 from flat.runtime.compat.results import make_uri
 from flat.runtime.family import Family, cancel_children, max_depth_of
-from flat.runtime.history import LOOKING, Diff, Place
+from flat.runtime.given import check_channel, check_id, check_limits, check_machine, taken
+from flat.runtime.history import LOOKING
 from flat.runtime.loading import as_child
 from flat.runtime.machine import HooksOfRun, Machine, program_of
+from flat.runtime.reading import Reader
+
+if TYPE_CHECKING:
+    from flat.drivers.pool import Worker
 
 LEASE_SECONDS = 30.0
 CANCEL_SECONDS = 1.0
 """How often to look whether another process wants an execution of ours to stop."""
+KNOWN_SECONDS = 60.0
+"""How long to count on a program that was stored to be there still."""
 log = logging.getLogger("flat")
 
 
@@ -70,6 +75,8 @@ class Outcome:
     waiting_on: tuple[str, ...] = ()
     in_doubt: tuple[InDoubt, ...] = ()
     """Effects that were in flight when an earlier run ended, and how they were treated."""
+    ran: bool = True
+    """False when the execution was over already, so that nothing was left to do."""
     cause: BaseException | None = field(default=None, compare=False, repr=False)
     """The exception behind a failure of this very run."""
 
@@ -86,7 +93,7 @@ class Outcome:
 
 
 @dataclass
-class Runtime:
+class Runtime(Reader):
     """Starts, resumes, signals, cancels and inspects executions of one store.
 
         async with Runtime("sqlite:///flat.db") as runtime:
@@ -107,6 +114,8 @@ class Runtime:
     """Where results are written by URI as well; the store has them in any case."""
     trigger: TriggerBackend | None = None
     """Told of every signal that is sent here, so that a dispatcher in another process wakes up."""
+    pausing: Callable[[], bool] | None = None
+    """Asked after every step of a run whether to stop there: the execution is given back, unfinished."""
 
     def __post_init__(self) -> None:
         self._owns_store = isinstance(self.store, str)
@@ -114,7 +123,7 @@ class Runtime:
         self.owner: Owner = this_process()
         self._driving: dict[str, Drive] = {}
         self._claims: set[str] = set()
-        self._configs: set[str] = set()
+        self._configs: dict[str, float] = {}
         self._beside: dict[str, list[anyio.Event]] = {}
         self._watched = Observers(self.observers)
         self._heart: TaskGroup | None = None
@@ -196,7 +205,12 @@ class Runtime:
         max_agent_calls: int | None = None,
     ) -> Outcome:
         """Run a machine until it stops or parks. Raises `ExecutionBusy` if the id is taken."""
-        execution_id = execution_id or str(uuid.uuid4())
+        check_machine(machine)
+        check_limits(max_steps, max_agent_calls)
+        if self.store is not None:
+            self.opened()  # what is not open would keep nothing, without a word
+        execution_id = str(uuid.uuid4()) if execution_id is None else execution_id
+        check_id(execution_id)
         hooks = HooksOfRun(machine)
         limits = hooks.program.limits
         if input is not None and not isinstance(input, Mapping):
@@ -218,9 +232,7 @@ class Runtime:
                     self._store, codec, hooks.program, snapshot, self.owner, ttl=self.lease_seconds
                 )
                 if keeper is None:
-                    raise ExecutionBusy(
-                        execution_id, hint="an execution with this id exists already; resume it"
-                    )
+                    raise taken(execution_id, "resume it, or choose another id")
             family = await self.family(machine, snapshot)
             async with self.driven(machine, hooks, keeper, family) as drive:
                 await hooks.tell_lifecycle("machine_start", snapshot)
@@ -243,6 +255,10 @@ class Runtime:
         the hooks of the machine registered under its name. A machine whose program has changed is refused,
         unless `adopt` is set and it still has the place where the execution stands.
         """
+        if machine is not None:
+            check_machine(machine)
+        check_limits(max_steps, max_agent_calls)
+        check_id(execution_id)
         store = self.opened()
         with self.claimed(execution_id):
             execution = await store.get(execution_id)
@@ -262,16 +278,18 @@ class Runtime:
             limit = keeper.stored.max_agent_calls if max_agent_calls is None else max_agent_calls
             family = await self.family(machine, keeper.stored, limit)
             async with self.driven(machine, hooks, keeper, family) as drive:
-                snapshot = keeper.stored
-                if snapshot.status in FINISHED:  # by the owner before us, since we looked
-                    return _outcome(snapshot)
+                if keeper.stored.status in FINISHED:  # by the owner before us, since we looked
+                    return _outcome(keeper.stored)
+                snapshot = _at_entry(hooks, keeper.stored)
                 _refuse_lost_cursor(hooks, snapshot)
                 if machine.program.digest != execution.program:
                     await self.keep_config(machine)
                     keeper.adopted = machine.program.digest
-                drive.decisions = dict(decisions or {})
+                drive.doubts.decisions = dict(decisions or {})
                 if family is not None:
                     await family.take_up(snapshot)
+                if keeper.seq == 0:
+                    await hooks.tell_lifecycle("machine_start", snapshot)
                 last = await drive.resume(snapshot, Resumed(now, max_steps, max_agent_calls))
             return await self._ended(drive, hooks, last)
 
@@ -288,15 +306,19 @@ class Runtime:
 
     async def keep_config(self, machine: Machine) -> None:
         """Have the program of a machine in the store, once."""
-        digest = machine.program.digest
-        if digest not in self._configs:
-            await self.opened().put_config(digest, machine.config_text())
-            self._configs.add(digest)
+        digest, now = machine.program.digest, self.clock.now()
+        if now < self._configs.get(digest, now):
+            return
+        if digest in self._configs:
+            # Another process may have pruned it meanwhile; a store that looks knows that again.
+            await self.opened().get_config(digest)
+        await self.opened().put_config(digest, machine.config_text())
+        self._configs[digest] = now + KNOWN_SECONDS
 
     async def family(self, machine: Machine, snapshot: Snapshot, limit: int | None = None) -> Family | None:
         """What runs the children of an execution, if it may have any."""
         limit = snapshot.max_agent_calls if limit is None else limit
-        if not machine.program.machines and (machine.tree is None or limit is None):
+        if not machine.program.machines and machine.tree is None:
             return None
         budget = None if limit is None else Budget(limit, snapshot.spent.calls)
         return Family(self, machine, budget, await max_depth_of(self, machine, snapshot.parent))
@@ -309,22 +331,24 @@ class Runtime:
         performer = self._performer(machine, hooks)
         if keeper is not None:
             performer.log = list(keeper.log)
+        tell: Callable[[Advance], Awaitable[None]] | None = hooks.tell if hooks.watching else None
         if machine.tree is not None:
             from flat.drivers.trees import TreeCalls  # YAML machines run without it
 
-            performer.tree = TreeCalls(machine.tree)
+            performer.tree = calls = TreeCalls(machine.tree, model=machine.model)
+            tell = calls.telling(tell, None if keeper is None else keeper.stored)
         return Drive(
             hooks.program,
             performer,
             self.clock,
             keeper,
             self._watched,
-            machine.bindings.verifiers,
-            tell_hooks=hooks.tell if hooks.watching else None,
+            Doubts(machine.bindings.verifiers, found=[] if family is None else family.doubts),
+            tell_hooks=tell,
             decode=lambda body: codec.value(orjson.loads(body), {}),
-            in_doubt=[] if family is None else family.doubts,
             children=family,
             budget=None if family is None else family.budget,
+            pause=self.pausing,
         )
 
     @asynccontextmanager
@@ -339,10 +363,13 @@ class Runtime:
         try:
             yield drive
         finally:
-            beside.cancel()
+            if beside is not None:
+                beside.cancel()
             del self._driving[key]
-            if keeper is not None:
-                with anyio.CancelScope(shield=True):
+            with anyio.CancelScope(shield=True):
+                if drive.performer.tree is not None:
+                    await drive.performer.tree.close()
+                if keeper is not None and not keeper.released:
                     await keeper.release()
 
     @contextmanager
@@ -428,6 +455,16 @@ class Runtime:
         if registered is None and execution.parent is not None:
             above = await self.opened().get(execution.parent) if parent is None else None
             parent = parent if above is None else await self.machine_for(above, None, False)
+        if program.kind == "tree":
+            from flat.runtime.treeload import tree_below  # machines of states run without it
+
+            found = None if parent is None else tree_below(parent, execution.name)
+            if found is None:
+                raise IncompatibleSnapshot(
+                    f'execution "{execution.execution_id}" is a tree of charter "{execution.name}", which is code and '
+                    "not stored: resume it with the machine of its charter"
+                )
+            return found
         if registered is None and parent is not None:
             return as_child(parent, program, origin or parent.origin)
         if registered is None:
@@ -474,6 +511,7 @@ class Runtime:
 
         `to` is the id of the one execution that may take it; else it is for anybody who waits on the channel.
         """
+        check_channel(channel)
         signal_id = signal_id or str(uuid.uuid4())
         body = orjson.dumps(Codec().plain(data, "data", None))
         await self.opened().send(
@@ -483,93 +521,42 @@ class Runtime:
             await self.trigger.notify(channel)
         return signal_id
 
-    async def signals(self, channel: str | None = None, *, limit: int | None = None) -> Sequence[Signal]:
-        """The signals that nobody has taken yet, oldest first. `signal_data` reads one."""
-        return await self.opened().signals(channel, limit=limit)
+    async def enqueue(
+        self,
+        machine: Machine,
+        input: Mapping[str, Any] | None = None,
+        *,
+        execution_id: str | None = None,
+        max_steps: int | None = None,
+        max_agent_calls: int | None = None,
+    ) -> str:
+        """Store an execution for a worker to run, and give its id at once. Raises `ExecutionBusy` if it is taken."""
+        from flat.runtime import queue  # whoever only runs needs none
+
+        return await queue.enqueue(
+            self, machine, input, execution_id=execution_id, max_steps=max_steps, max_agent_calls=max_agent_calls
+        )  # fmt: skip
+
+    def worker(
+        self, *, concurrency: int = 16, attempts: int = 3, poll: float = 5.0, grace: float | None = None,
+        name: str = "",
+    ) -> Worker:  # fmt: skip
+        """What runs whoever is queued, woken or stranded: `await runtime.worker().run()`. One for each runtime."""
+        from flat.runtime import queue
+
+        return queue.worker(
+            self, concurrency=concurrency, attempts=attempts, poll=poll, grace=grace, name=name
+        )
+
+    async def revive(self, execution_id: str) -> bool:
+        """Queue an execution that is buried, or that nobody drives. False if it is over."""
+        from flat.runtime import queue
+
+        return await queue.revive(self, execution_id)
 
     def dispatcher(self, *, concurrency: int = 16, attempts: int = 3) -> Dispatcher:
         """What resumes whoever has a signal or a due timer: `await runtime.dispatcher().dispatch_once()`."""
         return Dispatcher(self.opened(), self.resume, self.clock, concurrency, attempts)
-
-    async def inspect(self, execution_id: str, *, at: Place | None = None) -> Snapshot:
-        """The snapshot of an execution: the newest, or the one at a commit number, `"seq:N"` or `"step:N"`.
-
-        Runs none of its code.
-        """
-        return await self.stored(execution_id, LOOKING, at)
-
-    async def stored(self, execution_id: str, codec: Codec, at: Place | None = None) -> Snapshot:
-        return (await history.moment(self.opened(), execution_id, at, codec)).snapshot
-
-    async def context(self, execution_id: str, *, at: Place | None = None) -> Mapping[str, Any]:
-        """The context as it was at a moment, named as for `inspect`."""
-        return (await self.inspect(execution_id, at=at)).root.context
-
-    async def diff(self, execution_id: str, a: Place, b: Place | None = None) -> Diff:
-        """What is different at moment `b` (the newest one, if left out) from moment `a`."""
-        store = self.opened()
-        before = await history.moment(store, execution_id, a)
-        return history.diff(before, await history.moment(store, execution_id, b))
-
-    async def fork(
-        self,
-        execution_id: str,
-        *,
-        at: Place | None = None,
-        set: Mapping[str, Any] | None = None,
-        new_id: str | None = None,
-    ) -> str:
-        """Make a new execution of what another one held at a moment, and give its id. Nothing runs: resume it.
-
-        `set` changes entries of its context. The original goes on as if nothing had happened.
-        """
-        store = self.opened()
-        execution = await store.get(execution_id)
-        text = None if execution is None else await store.get_config(execution.program)
-        if execution is None:
-            raise ExecutionNotFound(execution_id)
-        if text is None:
-            raise IncompatibleSnapshot(f'the program of execution "{execution_id}" is not in this store')
-        machine = self.machines.get(execution.name)
-        codec = LOOKING if machine is None else Codec(machine.bindings.types, opaque=True)
-        source = await history.moment(store, execution_id, at, codec)
-        forked = await history.fork(
-            store, execution, program_of(text)[0], source, new_id=new_id or str(uuid.uuid4()), set=set or {},
-            codec=codec, owner=self.owner, now=self.clock.now(), ttl=self.lease_seconds,
-        )  # fmt: skip
-        return forked.execution_id
-
-    async def snapshots(self, execution_id: str) -> Sequence[tuple[int, Snapshot]]:
-        """Every snapshot that was stored, with its commit number, oldest first."""
-        store, codec = self.opened(), LOOKING
-        found: deque[tuple[int, Snapshot]] = deque()
-        blobs: dict[str, bytes] = {}
-        for seq, base, body in await store.bodies(execution_id):
-            await collect_blobs(store, body, blobs)
-            snapshot = codec.snapshot(body, blobs) if base else codec.applied(found[-1][1], body, blobs)
-            found.append((seq, snapshot))
-        if not found:
-            raise ExecutionNotFound(execution_id)
-        return tuple(found)
-
-    async def origin(self, execution_id: str) -> Path | None:
-        """Where the machine of an execution was loaded from, as far as its store knows."""
-        execution = await self.opened().get(execution_id)
-        if execution is None:
-            raise ExecutionNotFound(execution_id)
-        text = await self.opened().get_config(execution.program)
-        return None if text is None else program_of(text)[1]
-
-    async def list(
-        self, *, status: str | None = None, parent: str | None = None, limit: int | None = None
-    ) -> Sequence[Execution]:
-        """The executions of the store, newest first; with `parent`, those that it started."""
-        return [e async for e in self.opened().find(status=status, parent=parent, limit=limit)]
-
-
-def signal_data(signal: Signal) -> Any:
-    """What a stored signal says."""
-    return LOOKING.value(orjson.loads(signal.body), {})
 
 
 def result_of(snapshot: Snapshot) -> Any:
@@ -579,11 +566,21 @@ def result_of(snapshot: Snapshot) -> Any:
     return snapshot.output
 
 
+def _at_entry(hooks: HooksOfRun, snapshot: Snapshot) -> Snapshot:
+    """What has not begun begins where the program does with the hooks given now; whoever queued it had none."""
+    root = snapshot.root
+    if snapshot.steps or root.pending or root.node != hooks.machine.program.entry:
+        return snapshot
+    return replace(snapshot, instances={**snapshot.instances, ROOT: replace(root, node=hooks.program.entry)})
+
+
 def _refuse_lost_cursor(hooks: HooksOfRun, snapshot: Snapshot) -> None:
     for instance in snapshot.instances.values():
         if not has_place(hooks.program, instance.node, instance.op):
+            known = instance.node in hooks.program.nodes
+            missing = f'no "{instance.node}/{instance.op}"' if known else f'no state "{instance.node}"'
             raise IncompatibleSnapshot(
-                f'the program, with the hooks given now, has no "{instance.node}/{instance.op}", where execution '
+                f"the program, with the hooks given now, has {missing}, where execution "
                 f'"{snapshot.execution_id}" stands'
             )
 
@@ -602,6 +599,7 @@ def _outcome(snapshot: Snapshot, drive: Drive | None = None) -> Outcome:
         context=root.context,
         node=root.node,
         waiting_on=drive.waiting_on if drive else (),
-        in_doubt=tuple(drive.in_doubt) if drive else (),
+        in_doubt=tuple(drive.doubts.found) if drive else (),
+        ran=drive is not None,
         cause=error if error is not None and failure_of(error) == snapshot.failure else None,
     )

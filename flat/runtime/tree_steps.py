@@ -9,25 +9,28 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic
 
 from typing_extensions import TypeVar
 
 from flat.core.advance import Advance
+from flat.core.effects import child_id
 from flat.core.failure import Failure, failure_of
-from flat.core.snapshot import Snapshot
+from flat.core.snapshot import FINISHED, Snapshot
 from flat.drivers.keeper import Keeper
 from flat.drivers.local import Drive
 from flat.drivers.trees import Tracer, TreeCalls
 from flat.errors import ExecutionBusy, ExecutionError, MachineBusy, TreeError
-from flat.tree.instance import Instance, suspended_instances
+from flat.tree.instance import Instance, active_leaves, suspended_instances
 from flat.tree.messages import Message, message_from_data
 from flat.tree.run_intake import MAX_STEPS
 
 if TYPE_CHECKING:
+    from flat.runtime.machine import HooksOfRun
+    from flat.runtime.runtime import Runtime
     from flat.runtime.trees import TreeMachine
 
 S = TypeVar("S", default=Any)
@@ -88,6 +91,7 @@ class Taken:
     go: Callable[[], Awaitable[Snapshot]]
     seen: Any
     """The step records that were told before."""
+    hooks: HooksOfRun
 
 
 class Steps(AsyncIterator[MachineStep[S]], Generic[S]):
@@ -101,6 +105,9 @@ class Steps(AsyncIterator[MachineStep[S]], Generic[S]):
         self._over = False
         self._paused = False
         self._given_back: Callable[[], Any] = lambda: None
+        self._spans = ExitStack()
+        self._number = 0
+        self._told_last = False
 
     def __aiter__(self) -> Steps[S]:
         return self
@@ -134,16 +141,32 @@ class Steps(AsyncIterator[MachineStep[S]], Generic[S]):
         snapshot: Snapshot | None = None
         if taken is None:
             taken = await self._begin()
-            snapshot = await taken.go()
+            with self._span_of_step():
+                snapshot = await self._told_end(taken, await taken.go())
         while not self._found:
             if snapshot is None and self._paused:
                 self._paused = False
-                snapshot = await taken.drive.go_on()
+                with self._span_of_step():
+                    snapshot = await self._told_end(taken, await taken.drive.go_on())
             elif snapshot is not None and self._paused:
                 snapshot = None
             else:
-                return self._last(taken.drive)
+                return await self._last(taken.drive)
         return self._step(*self._found.popleft(), taken.drive)
+
+    def _span_of_step(self) -> AbstractContextManager[Any]:
+        tracer, machine = self._options.tracer, self._machine
+        if tracer is None or self._told_last:  # what is left of the run is to park
+            return nullcontext()
+        self._number += 1
+        leaves = len(active_leaves(machine.instance))
+        return tracer.span("step", number=self._number, leaves=leaves, execution_id=machine.execution_id)
+
+    async def _told_end(self, taken: Taken, snapshot: Snapshot) -> Snapshot:
+        """Tell the hooks of the end, when that is what the run came to."""
+        if snapshot.status in FINISHED:
+            await taken.hooks.tell_lifecycle("machine_end", snapshot)
+        return snapshot
 
     # -- beginning and end --------------------------------------------------------------
 
@@ -161,6 +184,9 @@ class Steps(AsyncIterator[MachineStep[S]], Generic[S]):
             stack.enter_context(machine.runtime.driving(machine.execution_id, taken.drive))
             kept = stack.pop_all()
         machine.running = True
+        if (tracer := self._options.tracer) is not None:
+            facts = {"execution_id": machine.execution_id, "max_steps": self._options.max_steps}
+            self._spans.enter_context(tracer.span(f"machine {machine.charter.name}", **facts))
         self._taken, self._seen = taken, taken.seen
         self._given_back = weakref.finalize(self, _give_back, machine, kept)
         drive, calls = taken.drive, taken.drive.performer.tree
@@ -170,12 +196,15 @@ class Steps(AsyncIterator[MachineStep[S]], Generic[S]):
         drive.told = lambda step: _alive(run)._told(step)
         drive.pause = lambda: _alive(run)._pause()
         drive.before_look = machine.flush
-        calls.on_stream, calls.tracer = self._options.on_message_stream, self._options.tracer
+        listener = self._options.on_message_stream
+        calls.on_stream = None if listener is None else heard_by(machine, listener)
+        calls.tracer = self._options.tracer
         drive.performer.last_error = None
         return taken
 
     async def _end(self, *, whole: bool) -> None:
         self._over = True
+        self._spans.close()
         self._given_back()
         if self._taken is not None:
             await self._machine.let_go(self._taken, whole=whole)
@@ -195,8 +224,8 @@ class Steps(AsyncIterator[MachineStep[S]], Generic[S]):
     # -- steps ------------------------------------------------------------------------------
 
     def _step(self, record: Mapping[str, Any], tree: Mapping[str, Any], drive: Drive) -> MachineStep[S]:
-        root = self._machine.binding.tree(tree)
-        reason = record["reason"]
+        root = self._machine.binding.fresh(tree)
+        reason, self._told_last = record["reason"], record["done"]
         return MachineStep(
             id=record["id"],
             instance=root,
@@ -211,13 +240,13 @@ class Steps(AsyncIterator[MachineStep[S]], Generic[S]):
             detail=record.get("detail", ""),
         )
 
-    def _last(self, drive: Drive) -> MachineStep[S]:
+    async def _last(self, drive: Drive) -> MachineStep[S]:
         """The run stands still: because it is over, because something is wrong, or for a machine that waits."""
         snapshot = drive.snapshot
         assert snapshot is not None
         self._machine.snapshot = snapshot
         raise_for(snapshot, drive)
-        waiting = None if self._said is WAITED else step_of_call(self._machine, snapshot, drive)
+        waiting = None if self._said is WAITED else await step_of_call(self._machine, snapshot, drive)
         if waiting is None:
             raise StopAsyncIteration
         self._said = WAITED
@@ -225,6 +254,38 @@ class Steps(AsyncIterator[MachineStep[S]], Generic[S]):
 
 
 WAITED = object()
+
+
+def heard_by(machine: TreeMachine[Any], listener: Callable[[Mapping[str, Any]], Any]) -> Callable[..., Any]:
+    """Who hears the pieces of answers: `machine.streaming` and whoever waits for messages, then `listener`."""
+
+    def hear(event: Mapping[str, Any]) -> None:
+        id_ = event["messageId"]
+        message = streamed(machine.streaming.get(id_), event)
+        if event["type"] in ("message_start", "message_update"):
+            machine.streaming[id_] = message
+        else:
+            machine.streaming.pop(id_, None)
+        if event["type"] != "message_update":
+            machine.announce(message)
+        listener(event)
+
+    return hear
+
+
+def streamed(known: Message | None, event: Mapping[str, Any]) -> Message:
+    """An answer on its way, after one more event of it."""
+    state = {"message_end": "complete", "message_error": "error"}.get(event["type"], "streaming")
+    if event["type"] == "message_end":
+        message = message_from_data(event["message"])
+    else:
+        text = known.text if known is not None else ""
+        text += event["delta"]["delta"] if event["type"] == "message_update" else ""
+        message = message_from_data(
+            {"role": "assistant", "items": text, "metadata": {"source": event["source"]}}
+        )
+    stream = {"state": state, "seq": event["seq"]}
+    return replace(message, metadata=replace(message.metadata, message_id=event["messageId"], stream=stream))
 
 
 def _alive(run: weakref.ref[Steps[S]]) -> Steps[S]:
@@ -238,7 +299,7 @@ def _give_back(machine: TreeMachine[Any], kept: ExitStack) -> None:
     kept.close()
 
 
-def step_of_call(machine: TreeMachine[S], snapshot: Snapshot, drive: Drive) -> MachineStep[S] | None:
+async def step_of_call(machine: TreeMachine[S], snapshot: Snapshot, drive: Drive) -> MachineStep[S] | None:
     """A machine that a leaf has called waits for somebody: so does the leaf, and the user is told."""
     local = snapshot.root.local or {}
     if snapshot.status != "waiting" or local.get("stage") not in ("think", "act"):
@@ -247,7 +308,7 @@ def step_of_call(machine: TreeMachine[S], snapshot: Snapshot, drive: Drive) -> M
         {
             "instanceId": local["run"][int(effect_id.rpartition("/")[2].split("-")[2])],
             "suspendId": effect_id,
-            "reason": "a machine that it has called is waiting",
+            "reason": await reason_of(machine.runtime, child_id(snapshot.execution_id, effect_id)),
             "metadata": {"kind": "call", "channels": list(drive.waiting_on)},
         }
         for effect_id in snapshot.pending
@@ -255,12 +316,33 @@ def step_of_call(machine: TreeMachine[S], snapshot: Snapshot, drive: Drive) -> M
     turn = snapshot.root.context["turn"]
     return MachineStep(
         id=f"{turn['n']}.{turn['step']}.call",
-        instance=machine.binding.tree(snapshot.root.context["tree"]),
+        instance=machine.binding.fresh(snapshot.root.context["tree"]),
         history=(),
         yield_reason="awaiting_resume",
         done=True,
         suspended_instances=tuple(infos),
     )
+
+
+async def reason_of(runtime: Runtime, execution_id: str) -> str:
+    """What an execution waits for, in its own words."""
+    execution = await runtime.opened().get(execution_id)
+    if execution is None:
+        return "a machine that it has called is waiting"
+    context = (await runtime.inspect(execution_id)).root.context
+    found = [f'"{label}" waits: {reason}' for label, reason in suspended_data(context.get("tree") or {})]
+    if execution.kind == "tree" and found:
+        return "; ".join(found)
+    return f'machine "{execution.name}" waits on {", ".join(execution.channels)}'
+
+
+def suspended_data(tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Who waits in a tree as data, and why."""
+    if (info := tree.get("suspended")) is not None:
+        node = tree.get("node") or {}
+        yield str(node.get("ref") or node.get("name") or tree.get("id")), str(info.get("reason") or "")
+    for child in tree.get("children") or ():
+        yield from suspended_data(child)
 
 
 def raise_for(snapshot: Snapshot, drive: Drive) -> None:

@@ -17,7 +17,7 @@ from flat.drivers.clock import SystemClock
 from flat.drivers.dispatch import Declined, Dispatcher, Report
 from flat.errors import BackendError, ExecutionBusy
 from flat.runtime import Machine, load
-from flat.runtime.runtime import signal_data
+from flat.runtime.reading import signal_data
 from flat.testing.clock import VirtualClock
 
 pytestmark = pytest.mark.anyio

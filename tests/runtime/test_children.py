@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
@@ -247,7 +248,8 @@ async def test_nothing_to_do_is_an_empty_result(memory: Runtime, extra: Any, emp
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [("text", 'text ("text")'), (None, "nothing"), ({"a": 1}, "a dict"), (5, "a int")]
+    ("value", "said"),
+    [("text", 'text ("text")'), (None, "nothing"), ({"a": 1}, "a mapping"), (5, "the number 5")],
 )
 async def test_foreach_over_something_else_is_an_error_of_the_state(
     memory: Runtime, value: Any, said: str
@@ -817,3 +819,27 @@ def test_ten_thousand_children_take_little_memory(store: str, tmp_path: Path) ->
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     assert float(ran.stdout) <= 60
+
+
+async def test_the_children_of_a_mapping_are_looked_for_in_its_directory(tmp_path: Path) -> None:
+    child = {
+        "name": "child", "context": {"x": "{{ input.x }}"},
+        "states": {"done": {"type": "final", "output": {"x": "{{ context.x }}"}}},
+    }  # fmt: skip
+    states = {
+        "ask": {
+            "type": "initial", "machine": "child", "input": {"x": 7},
+            "output_to_context": {"x": "{{ output.x }}"}, "transitions": [{"to": "done"}],
+        },
+        "done": {"type": "final", "output": {"x": "{{ context.x }}"}},
+    }  # fmt: skip
+    parent = {
+        "spec": "flatmachine", "spec_version": "4.2.1",
+        "data": {"name": "parent", "context": {"x": None}, "machines": {"child": "child.yml"}, "states": states},
+    }  # fmt: skip
+    child_file = {"spec": "flatmachine", "spec_version": "4.2.1", "data": child}
+    (tmp_path / "child.yml").write_text(json.dumps(child_file), encoding="utf-8")
+    made = flat.load(config=parent, directory=tmp_path)
+    async with Runtime(None) as runtime:
+        outcome = await runtime.start(made)
+    assert outcome.output == {"x": "7"}

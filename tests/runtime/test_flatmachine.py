@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from runtime_machines import acting, agents, config, start
@@ -10,14 +11,18 @@ from runtime_machines import acting, agents, config, start
 from flat import (
     AgentResult,
     CompositeHooks,
+    DefinitionError,
     ExecutionError,
     FlatMachine,
     HooksRegistry,
     LimitExceeded,
     MachineHooks,
     MemoryStore,
+    get_asset,
     observer,
 )
+from flat.agents.protocol import Usage
+from flat.errors import SpecError
 from flat.testing.agents import ScriptedAgent
 
 pytestmark = pytest.mark.anyio
@@ -223,3 +228,142 @@ async def test_tools_of_a_machine_without_hooks_come_from_its_provider() -> None
         config_dict=config(states, agents=agents("a")), agents={"a": Asks()}, tool_provider=Tools()
     )
     assert await machine.execute() == {"said": "it is 5"}
+
+
+def the_file(folder: Path) -> Path:
+    file = folder / "machine.yml"
+    file.write_text(
+        """\
+spec: flatmachine
+spec_version: "4.2.1"
+metadata: {owner: team-a}
+data:
+  name: told
+  context: {n: input.n}
+  agents: {a: {type: mine}}
+  machines: {c: {spec: flatmachine, data: {states: {d: {type: final}}}}}
+  settings: {max_steps: 9, ours: 1}
+  persistence: {checkpoint_on: [waiting]}
+  states:
+    start: {transitions: [{to: end}]}
+    end: {type: final}
+""",
+        encoding="utf-8",
+    )
+    return file
+
+
+def test_a_machine_tells_what_its_file_says(tmp_path: Path) -> None:
+    file = the_file(tmp_path)
+    for machine in (
+        FlatMachine(file, name="other"),
+        FlatMachine(file, name="other"),
+    ):  # cold, and from the cache
+        assert (machine.machine_name, machine.data["name"]) == ("other", "other")
+        assert machine.metadata == {"owner": "team-a"}
+        assert machine.config["spec_version"] == machine.spec_version == "4.2.1"
+        assert list(machine.states) == ["start", "end"]
+        assert machine.states["end"] == {"type": "final"}
+        assert machine.settings == {"max_steps": 9, "ours": 1}
+        assert machine.initial_context == {"n": "input.n"}
+        assert machine.agent_refs == {"a": {"type": "mine"}}
+        assert list(machine.machine_refs) == ["c"]
+        assert machine.checkpoint_events == {"waiting"}
+        assert "claude-code" in machine.agent_registry.types
+
+
+def test_a_machine_from_a_mapping_tells_the_same() -> None:
+    given = config({"end": {"type": "final"}})
+    machine = FlatMachine(config_dict=given)
+    assert machine.config == given
+    assert machine.metadata == {}
+    assert len(machine.checkpoint_events) == 7
+
+
+async def test_an_adapter_may_be_registered_after_the_machine_is_made() -> None:
+    class Executor:
+        metadata: ClassVar[dict[str, Any]] = {}
+
+        async def execute(self, input_data: Any, context: Any = None, session_id: Any = None) -> str:
+            return "hello"
+
+    class Mine:
+        type_name = "mine"
+
+        def create_executor(self, **_: Any) -> Executor:
+            return Executor()
+
+    states = {"start": {"agent": "a", "type": "final"}}
+    machine = FlatMachine(config_dict=config(states, agents={"a": {"type": "mine"}}))
+    machine.agent_registry.register(Mine())
+    assert await machine.execute() == {"content": "hello"}
+
+
+@pytest.mark.parametrize("given", [-1, 2.5, "3", True])
+@pytest.mark.parametrize("name", ["max_steps", "max_agent_calls"])
+async def test_a_limit_that_is_no_count_is_refused(name: str, given: Any) -> None:
+    machine = FlatMachine(config_dict=config({"end": {"type": "final"}}))
+    with pytest.raises(DefinitionError, match=f"{name} is a whole number, 0 or more.*not {given!r}"):
+        await machine.execute(**{name: given})
+
+
+@pytest.mark.parametrize("given", ["spec: flatmachine", [1]])
+def test_a_config_that_is_no_mapping_is_refused(given: Any) -> None:
+    with pytest.raises(DefinitionError, match="a config is a mapping"):
+        FlatMachine(config_dict=given)
+
+
+async def test_an_action_that_nothing_runs_is_warned_of_and_passed_over_under_compat() -> None:
+    states = {"start": {"action": "go", "transitions": [{"to": "end"}]}, "end": {"type": "final"}}
+    with pytest.warns(UserWarning, match='nothing runs the action "go"'):
+        machine = FlatMachine(config_dict=config(states))
+    with pytest.raises(ExecutionError, match='no action is registered under the name "go"'):
+        await machine.execute()
+    with pytest.warns(UserWarning, match='nothing runs the action "go"'):
+        lenient = FlatMachine(config_dict=config(states), compat=True)
+    assert await lenient.execute() == {}
+
+
+async def test_hooks_from_python_run_the_actions_of_a_file_without_any() -> None:
+    states = {
+        "start": {"action": "go", "transitions": [{"to": "end"}]},
+        "end": {"type": "final", "output": {"n": "context.n"}},
+    }
+    machine = FlatMachine(config_dict=config(states), hooks=Three())  # no warning: warnings are errors here
+    assert await machine.execute() == {"n": 1}
+    assert await FlatMachine(config_dict=config(states), hooks=Three(), compat=True).execute() == {"n": 1}
+
+
+@pytest.mark.parametrize("given", [object(), 5])
+def test_persistence_that_is_no_store_is_refused_at_once(given: Any) -> None:
+    with pytest.raises(DefinitionError, match="persistence is a store, its URL, or one of the backends"):
+        FlatMachine(config_dict=config({"end": {"type": "final"}}), persistence=given)
+
+
+async def test_what_all_runs_of_a_machine_have_cost_is_added_up() -> None:
+    class Priced:
+        async def call(self, request: Any) -> Any:
+            return AgentResult(content="x", usage=Usage(api_calls=1), cost={"total": 0.5})
+
+    given = config({"end": {"type": "final", "agent": "a"}}, agents=agents("a"))
+    machine = FlatMachine(config_dict=given, agents={"a": Priced()})
+    first = machine.execution_id
+    await machine.execute()
+    await machine.execute()
+    assert (machine.total_api_calls, machine.total_cost) == (2, 1.0)
+    await machine.execute(resume_from=first)  # over already: nothing is counted twice
+    assert (machine.total_api_calls, machine.total_cost) == (2, 1.0)
+
+
+def test_an_asset_that_does_not_exist_is_named_with_those_that_do() -> None:
+    with pytest.raises(FileNotFoundError, match=r'no asset "\.\./x".*machine, agent'):
+        get_asset("../x")
+
+
+def test_what_is_wrong_in_an_inline_child_is_said_once() -> None:
+    given = config({"end": {"type": "final"}}, machines={"c": {"states": {}}})
+    with pytest.raises(SpecError) as caught:
+        FlatMachine(config_dict=given)
+    assert [p.message for p in caught.value.problems if "spec" in p.message] == [
+        'data.machines.c: "spec" is missing in c'
+    ]

@@ -15,6 +15,7 @@ import flat
 from flat import (
     AgentFailed,
     Bindings,
+    DefinitionError,
     ExecutionBusy,
     ExecutionError,
     ExecutionNotFound,
@@ -27,7 +28,7 @@ from flat import (
 )
 from flat.backends.protocols import Commit
 from flat.core.events import Spent
-from flat.drivers.local import RETRY
+from flat.drivers.doubts import RETRY
 from flat.errors import IncompatibleSnapshot
 from flat.testing.agents import After, ScriptedAgent
 from flat.testing.clock import VirtualClock
@@ -347,7 +348,7 @@ async def test_a_changed_program_is_refused_unless_it_is_adopted(runtime: Runtim
     longer = machine(acting("a", "b"), Count)
     with pytest.raises(IncompatibleSnapshot, match="another version"):
         await runtime.resume(execution, longer)
-    with pytest.raises(IncompatibleSnapshot, match="a/action"):
+    with pytest.raises(IncompatibleSnapshot, match='no state "a"'):
         await runtime.resume(execution, machine(acting("b"), Count), adopt=True)
     assert (await runtime.inspect(execution)).status == "running"
     assert (await runtime.resume(execution, longer, adopt=True)).output == {"n": 2}
@@ -476,3 +477,53 @@ async def test_errors_in_the_body_leave_the_runtime_as_they_are() -> None:
     with pytest.raises(ZeroDivisionError):
         async with Runtime(MemoryStore()):
             raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("given", ["machine.yml", None, 3])
+async def test_what_is_no_machine_is_refused(runtime: Runtime, given: Any) -> None:
+    with pytest.raises(DefinitionError, match=r"a machine is what flat\.load gives"):
+        await runtime.start(given, {})
+
+
+async def test_a_runtime_that_is_not_open_keeps_nothing_and_says_so() -> None:
+    with pytest.raises(ExecutionError, match="this runtime is not open"):
+        await Runtime("memory:").start(machine(acting("a"), Count))
+
+
+async def test_an_id_is_taken_once(runtime: Runtime) -> None:
+    await runtime.start(machine(acting("a"), Count), execution_id="one")
+    with pytest.raises(
+        ExecutionBusy, match='there is an execution "one" already; resume it, or choose another id'
+    ):
+        await runtime.start(machine(acting("a"), Count), execution_id="one")
+
+
+@pytest.mark.parametrize("given", ["", "  ", 5])
+async def test_an_id_is_a_text_that_is_not_blank(runtime: Runtime, given: Any) -> None:
+    with pytest.raises(DefinitionError, match="an execution's id is a text that is not blank"):
+        await runtime.start(machine(acting("a"), Count), execution_id=given)
+    with pytest.raises(DefinitionError, match="an execution's id is a text that is not blank"):
+        await runtime.resume(given)
+
+
+@pytest.mark.parametrize("given", ["", None, 5])
+async def test_a_channel_is_a_text_that_is_not_empty(runtime: Runtime, given: Any) -> None:
+    with pytest.raises(DefinitionError, match="a channel is a text that is not empty"):
+        await runtime.signal(given, 1)
+
+
+@pytest.mark.parametrize("limits", [{"max_steps": -1}, {"max_agent_calls": "3"}])
+async def test_limits_are_checked_on_resume_too(runtime: Runtime, limits: Any) -> None:
+    with pytest.raises(DefinitionError, match="is a whole number, 0 or more"):
+        await runtime.resume("any", **limits)
+
+
+@pytest.mark.parametrize("at", [1.5, True, None])
+async def test_a_moment_is_a_number_or_a_name(runtime: Runtime, at: Any) -> None:
+    await runtime.start(machine(acting("a"), Count), execution_id="one")
+    if at is None:
+        with pytest.raises(DefinitionError, match="what a fork sets is a mapping"):
+            await runtime.fork("one", set=[1])  # type: ignore[arg-type]
+    else:
+        with pytest.raises(DefinitionError, match="names no moment"):
+            await runtime.context("one", at=at)

@@ -37,7 +37,7 @@ class Setting:
         self.signals, self.persistence = signals, persistence
 
     def machine(self, execution_id: str | None = None) -> flat.FlatMachine:
-        more = {} if execution_id is None else {"_execution_id": execution_id}
+        more: dict[str, Any] = {} if execution_id is None else {"_execution_id": execution_id}
         return flat.FlatMachine(
             config_dict=CONFIG, persistence=self.persistence, signal_backend=self.signals, **more
         )
@@ -111,8 +111,8 @@ async def test_one_of_many_consumers_gets_a_signal() -> None:
 
 
 def test_an_unknown_kind_of_backend_is_refused() -> None:
-    with pytest.raises(UnknownName, match="redis"):
-        flat.create_signal_backend("redis")
+    with pytest.raises(UnknownName, match="kafka"):
+        flat.create_signal_backend("kafka")
 
 
 async def test_to_send_and_notify_needs_nobody_to_listen() -> None:

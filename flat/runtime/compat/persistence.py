@@ -16,12 +16,15 @@ import orjson
 
 from flat.backends import FileStore, MemoryStore, SQLiteStore
 from flat.backends.protocols import CheckpointStore, Execution
+from flat.backends.sqlite.lock import SQLiteLock
 from flat.core.snapshot import Snapshot
 from flat.errors import DefinitionError, ExecutionNotFound
 from flat.runtime.runtime import Runtime
 
 EVENTS = {"done": "machine_end", "failed": "machine_end", "cancelled": "machine_end", "waiting": "waiting"}
 STATUSES = {"machine_end": "done", "waiting": "waiting"}
+LEAST_TTL, LEAST_PAUSE = 30, 5
+"""Seconds that a lease lock in SQLite lasts, and between its renewals, at the least."""
 
 
 @dataclass
@@ -305,11 +308,8 @@ class LocalFileLock:
             file.close()
 
 
-class SQLiteLeaseLock(NoOpLock):
-    """The lease that each run has on its execution in a SQLite store, by the name the seed system gave it.
-
-    A run is refused while another process holds the lease, so that there is nothing left to lock here.
-    """
+class SQLiteLeaseLock(SQLiteLock):
+    """A lock in a SQLite file, by the name the seed system gave it. Objects of one owner are one holder."""
 
     def __init__(
         self,
@@ -319,5 +319,7 @@ class SQLiteLeaseLock(NoOpLock):
         ttl_seconds: int = 300,
         renew_interval_seconds: int = 100,
     ) -> None:
-        self.db_path, self.owner_id, self.phase = str(db_path), owner_id, phase
+        super().__init__(db_path, ttl=max(LEAST_TTL, ttl_seconds), owner=owner_id)
+        self.pause = min(self.pause, max(LEAST_PAUSE, renew_interval_seconds))
+        self.owner_id, self.phase = owner_id, phase
         self.ttl_seconds, self.renew_interval_seconds = ttl_seconds, renew_interval_seconds

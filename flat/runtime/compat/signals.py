@@ -27,10 +27,11 @@ from flat.backends.triggers import SocketTrigger, TriggerBackend
 from flat.core.codec import Codec
 from flat.core.program import Program
 from flat.drivers.broadcast import NOBODY
-from flat.errors import ExecutionNotFound, IncompatibleSnapshot, UnknownName
+from flat.errors import BadStoreURL, ExecutionNotFound, IncompatibleSnapshot, UnknownName
 from flat.hooks import HooksRegistry
 from flat.runtime.machine import Machine, program_of
-from flat.runtime.runtime import Outcome, Runtime, signal_data
+from flat.runtime.reading import signal_data
+from flat.runtime.runtime import Outcome, Runtime
 
 log = logging.getLogger("flat")
 
@@ -102,14 +103,20 @@ class SQLiteSignalBackend(StoreSignals):
 
 
 def create_signal_backend(
-    type: str = "memory", *, db_path: str | PathLike[str] = "flatmachines.sqlite"
+    type: str = "memory", *, db_path: str | PathLike[str] = "flatmachines.sqlite", url: str | None = None
 ) -> StoreSignals:
-    """A signal backend by name: `create_signal_backend("sqlite", db_path="runs.db")`."""
+    """A signal backend by name: `create_signal_backend("sqlite", db_path="runs.db")`, or in a store at a URL."""
+    if url is not None:
+        return StoreSignals(open_store(url))
     if type == "memory":
         return MemorySignalBackend()
     if type == "sqlite":
         return SQLiteSignalBackend(db_path)
-    raise UnknownName("kind of signal backend", type, ["memory", "sqlite"])
+    if type in ("redis", "postgres", "dynamodb"):
+        raise BadStoreURL(
+            f'signals in {type} need to know where: create_signal_backend("{type}", url="{type}://…")'
+        )
+    raise UnknownName("kind of signal backend", type, ["memory", "sqlite", "redis", "postgres", "dynamodb"])
 
 
 def _shown(signal: stores.Signal) -> Signal:
@@ -147,7 +154,8 @@ async def move_signals(backend: Any, store: stores.CheckpointStore, channel: str
     if isinstance(backend, StoreSignals):
         if not same_store(backend.store, store):
             for signal in await backend.store.signals(channel):
-                await store.send(signal)
+                if not await store.send(signal) and await _share_signals(backend.store, store):
+                    return  # two objects on one place: what was "moved" would be gone
                 await backend.store.take(signal.signal_id)
         return
     for name in await backend.channels() if channel is None else (channel,):
@@ -159,6 +167,15 @@ async def move_signals(backend: Any, store: stores.CheckpointStore, channel: str
             await store.send(stores.Signal(signal_id=first.id, channel=name, body=body, created_at=now))
             if await backend.consume(name) is None:
                 break
+
+
+async def _share_signals(one: stores.CheckpointStore, other: stores.CheckpointStore) -> bool:
+    """Whether what is sent to one store can be taken from another: whatever their addresses say, they are one place."""
+    probe = stores.Signal(
+        signal_id=f"probe/{uuid.uuid4()}", channel="flat/probe", body=b"null", created_at=0.0
+    )
+    await one.send(probe)
+    return await other.take(probe.signal_id) or not await one.take(probe.signal_id)
 
 
 # -- dispatching -------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 
 from flat.errors import SpecError
 from flat.spec.load import load_machine_dict
-from flat.spec.schema import render, schema
+from flat.spec.schema import KINDS, render, schema
 
 
 class ValidationWarning(UserWarning):
@@ -41,4 +41,6 @@ def get_flatmachine_schema() -> dict[str, Any]:
 def get_asset(filename: str) -> str:
     """The text of a bundled schema: `flatmachine.schema.json`, `flatagent.schema.json`, `profiles.schema.json` …"""
     kind = Path(filename).name.removesuffix(".json").removesuffix(".schema").removeprefix("flat")
+    if kind.rstrip("s") not in KINDS:
+        raise FileNotFoundError(f'there is no asset "{filename}"; there are schemas of: {", ".join(KINDS)}')
     return render(kind.rstrip("s"))
