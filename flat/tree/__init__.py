@@ -381,9 +381,23 @@ __all__ = [
 ]
 
 
+_HOMES_ABOVE = {
+    "flat.runtime.trees": (
+        "create_machine deserialize_machine open_machine run_command run_machine run_machine_sync "
+        "run_machine_to_completion serialize_machine CommandRun"
+    ),
+    "flat.runtime.tree_steps": "MachineStep RunOptions",
+    "flat.runtime.treeload": "tree_machine",
+}
+"""What runs a tree is above this package, which knows nothing of it; for those who write trees it is one thing."""
+_ON_THE_ENGINE = {name: home for home, names in _HOMES_ABOVE.items() for name in names.split()}
+
+
 def __getattr__(name: str) -> Any:
+    if name == "Machine":  # `flat.Machine` is a machine of either kind, ready to run; here it is a session
+        return importlib.import_module("flat.runtime.trees").TreeMachine
     try:
-        home = _HOME_OF[name]
+        home = _HOME_OF.get(name) or _ON_THE_ENGINE[name]
     except KeyError:
         raise AttributeError(f"module 'flat.tree' has no attribute {name!r}") from None
     value = getattr(importlib.import_module(home), name)

@@ -27,6 +27,7 @@ from flat.tree.changes import (
 from flat.tree.charter import Charter
 from flat.tree.instance import (
     Instance,
+    check_depth,
     check_invariants,
     get_path,
     hoisted,
@@ -140,16 +141,26 @@ def target_state(node: Node[Any], state: Any) -> Any:
 
 
 def _spawn(charter: Charter, root: Instance[Any], change: Spawned) -> Instance[Any]:
-    get_path(root, change.parent_instance_id)
+    check_depth(len(get_path(root, change.parent_instance_id)))
     children = [_child(charter, child) for child in change.children]
     new = updated(root, change.parent_instance_id, lambda i: i.having(children=(*i.children, *children)))
-    for child in children:
-        if path_to(root, child.id):
-            raise CallRefused("tree_cycle", f'the instance id "{child.id}" is taken')
     check_invariants(new)
+    if (twice := _taken(root, children)) is not None:
+        raise CallRefused("tree_cycle", f'the instance id "{twice}" is taken')
     for child in children:
-        new = hoisted(new, child.id, charter.known_packs)
+        if child.node.packs or child.node.pack_boundary:
+            new = hoisted(new, child.id, charter.known_packs)
     return new
+
+
+def _taken(root: Instance[Any], children: Sequence[Instance[Any]]) -> str | None:
+    """An id among those of new children that is there already."""
+    seen: set[str] = set()
+    for child in children:
+        if child.id in seen or path_to(root, child.id):
+            return child.id
+        seen.add(child.id)
+    return None
 
 
 def _child(charter: Charter, child: NewChild) -> Instance[Any]:
@@ -159,6 +170,7 @@ def _child(charter: Charter, child: NewChild) -> Instance[Any]:
         target_state(node, child.state),
         background=child.background,
         brief=child.brief,
+        launch=child.launch,
         id=child.id or str(uuid4()),
     )
 

@@ -37,6 +37,8 @@ class Charter:
     instructions: str | None
     build_system_prompt: Callable[..., str] | None
     mappers: Mapping[str, Callable[[str], Any]]
+    hooks: Any
+    lifecycle_hooks: Any
 
     def __init__(
         self,
@@ -50,8 +52,14 @@ class Charter:
         instructions: str | None = None,
         build_system_prompt: Callable[..., str] | None = None,
         mappers: Mapping[str, Callable[[str], Any]] | None = None,
+        hooks: Any = None,
+        lifecycle_hooks: Any = None,
     ) -> None:
-        """`mappers` names the functions that map structured output, for nodes that are stored inline."""
+        """`mappers` names the functions that map structured output, for nodes that are stored inline.
+
+        `hooks` is an object with methods of the hooks interface, the name of one, `{name, args}`, or a list of those;
+        `lifecycle_hooks` the same for the beginning and the end alone, in place of `hooks`.
+        """
         where = f'charter "{name}"'
         put = object.__setattr__
         put(self, "name", name)
@@ -67,6 +75,8 @@ class Charter:
         put(self, "instructions", instructions)
         put(self, "build_system_prompt", build_system_prompt)
         put(self, "mappers", dict(mappers or {}))
+        put(self, "hooks", hooks)
+        put(self, "lifecycle_hooks", lifecycle_hooks)
         self._check(where)
 
     def __repr__(self) -> str:
@@ -78,6 +88,13 @@ class Charter:
                 "not_an_executor",
                 f"{where}: {self.executor!r} is no executor: it has no method `call(request)`",
             )
+        for field, given in (("hooks", self.hooks), ("lifecycle_hooks", self.lifecycle_hooks)):
+            for one in given if isinstance(given, list | tuple) else (given,):
+                if isinstance(one, type):
+                    raise CharterError(
+                        "bad_setting",
+                        f"{where}: {field} is the class {one.__name__}; give an object: {one.__name__}()",
+                    )
         names = [pack.name for pack in self.packs]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise CharterError(
@@ -185,6 +202,10 @@ class Charter:
     def name_of(self, node: Node[Any]) -> str | None:
         """The key under which the node is registered. A copy with the same id counts as the same node."""
         return self._names.get(node.id)
+
+    def label_of(self, node: Node[Any]) -> str:
+        """What people call an instance of the node: its name, else its key here, else how its instructions begin."""
+        return node.name or self.name_of(node) or node.label
 
     @cached_property
     def _names(self) -> Mapping[str, str]:

@@ -63,6 +63,14 @@ def known_packs(instance: Instance[Any]) -> Sequence[Pack[Any]]:
     return tuple(packs.values())
 
 
+def doubt_of_command(root: Instance[Any], name: str, instance_id: str | None = None) -> str:
+    """What is to happen when nobody knows whether a command was run."""
+    try:
+        return _found(get_path(root, instance_id or active_instance(root).id)[-1], name)[0].in_doubt
+    except TreeError:  # which it tells when it is run
+        return "retry"
+
+
 async def perform_command(
     charter: Charter,
     root: Instance[Any],

@@ -26,7 +26,7 @@ from flat.tree.messages import Message
 from flat.tree.naming import same_name
 from flat.tree.schema import JsonObject, Schema, as_schema
 from flat.tree.signature import Signature, calling_frame, read_signature
-from flat.tree.tools import positional_count
+from flat.tree.tools import doubt_policy, positional_count
 
 P = ParamSpec("P", default=...)
 R = TypeVar("R", default=Any)
@@ -58,7 +58,11 @@ def command_resume(payload: Any = UNSET) -> ResumeResult:
 
 
 class Command(Generic[P, R]):
-    """A named operation. Made by `@command`, or from a schema and a function of `(input, ctx)`."""
+    """A named operation. Made by `@command`, or from a schema and a function of `(input, ctx)`.
+
+    `in_doubt` says what happens when the process died while it ran, as for tools: it has failed, unless it is declared
+    `safe`, that is, does nothing but change the tree, and then it is run again.
+    """
 
     def __init__(
         self,
@@ -67,6 +71,8 @@ class Command(Generic[P, R]):
         input_schema: Any = None,
         execute: Callable[..., Any] | None = None,
         *,
+        safe: bool = False,
+        in_doubt: str | None = None,
         signature: Signature[Any] | None = None,
     ) -> None:
         if execute is None:
@@ -74,6 +80,7 @@ class Command(Generic[P, R]):
                 "incomplete", f'command "{name}": `execute` is missing; give the function that it runs'
             )
         self.name, self.description, self.execute, self.signature = name, description, execute, signature
+        self.in_doubt = doubt_policy(in_doubt, safe, f'command "{name}"')
         self.schema: Schema[Any] = (
             signature.arguments if signature else as_schema(input_schema or {"type": "object"})
         )
@@ -106,7 +113,12 @@ class CommandInfo:
 def command(fn: Callable[P, R], /) -> Command[P, R]: ...
 @overload
 def command(
-    description: str | None = None, /, *, name: str | None = None
+    description: str | None = None,
+    /,
+    *,
+    name: str | None = None,
+    safe: bool = False,
+    in_doubt: str | None = None,
 ) -> Callable[[Callable[P, R]], Command[P, R]]: ...
 def command(first: Any = None, /, **options: Any) -> Any:
     """Make a command of a function: `@command` or `@command("what it does")`."""
@@ -125,11 +137,16 @@ def command_of(
     *,
     name: str | None = None,
     description: str | None = None,
+    **options: Any,
 ) -> Command[..., Any]:
     """A command that reads its input from a function."""
     signature = read_signature(fn, contexts={StateContext: "ctx"}, frame=frame, what="command")
     return Command(
-        name or signature.name, description or signature.description, execute=fn, signature=signature
+        name or signature.name,
+        description or signature.description,
+        execute=fn,
+        signature=signature,
+        **options,
     )
 
 

@@ -51,7 +51,9 @@ class MutationEvent:
     step: int
     """0 for what came before the first step of a run."""
     seq: int
-    """Rises over the life of the machine."""
+    """Rises over the life of the machine; numbers may be left out."""
+    key: str = ""
+    """The same when the event is told again after a crash. Empty where nobody drives the tree."""
 
 
 OnMutation: TypeAlias = Callable[[Any, MutationEvent], Awaitable[Any] | Any]
@@ -109,27 +111,20 @@ class ExternalStates:
         self.charter, self.root = charter, root
         self.changes: list[Change] = []
         """What handlers made visible since it was last emptied."""
+        self.closed = ""
+        """Why nothing can be made visible now; empty while it can."""
         self._scopes: dict[str, _Registered] = {}
         self._seq = 0
 
     async def sync(self) -> None:
         """Register the scopes that are new, and drop those that are gone or have another handler now."""
-        wanted = {scope.id: (scope, handler) for scope, handler in self._wanted()}
+        wanted = {scope.id: (scope, handler) for scope, handler in wanted_scopes(self.charter, self.root)}
         for key, known in list(self._scopes.items()):
             if key not in wanted or wanted[key][1] is not known.handler:
                 await self._drop(key)
         for key, (scope, handler) in wanted.items():
             if key not in self._scopes:
                 await self._register(scope, handler)
-
-    def _wanted(self) -> Iterator[tuple[ExternalScope, Handler]]:
-        packs = {pack.name: pack for pack in (*self.root.packs, *self.charter.packs)}
-        for pack in packs.values():
-            if pack.externalize is not None:
-                yield ExternalScope("pack", pack.name), pack.externalize
-        for instance, _ in walk(self.root):
-            if instance.node.externalize is not None:
-                yield ExternalScope("node", instance.id), instance.node.externalize
 
     async def _register(self, scope: ExternalScope, handler: Handler) -> None:
         context = ExternalContext(self, scope)
@@ -151,9 +146,11 @@ class ExternalStates:
         if known.cleanup is not None:
             await self._call(known.context.scope, known.cleanup)
 
-    async def consume(self, change: Change, *, message: Message | None = None, step: int = 0) -> bool:
+    async def consume(
+        self, change: Change, *, message: Message | None = None, step: int = 0, key: str = ""
+    ) -> bool:
         """Tell the owner of a change, if it has one outside. True means: do not apply it."""
-        scope = _scope_of(change)
+        scope = scope_of(change)
         known = self._scopes.get(scope.id) if scope is not None else None
         if known is None or scope is None or not isinstance(change, StatePatch | PackPatch):
             return False
@@ -167,11 +164,24 @@ class ExternalStates:
             message=message,
             step=step,
             seq=self._seq,
+            key=key,
         )
         known.events.append(event)
         for callback in known.context.mutations:
             await self._call(scope, callback, known.context.get_state(), event)
         return True
+
+    def number_from(self, seq: int) -> None:
+        """Give the events to come numbers above this one."""
+        self._seq = max(self._seq, seq)
+
+    async def passed(self, changes: Sequence[Change], *, step: int, key: str) -> list[Change]:
+        """What is left of changes once their owners have had them, with what those made visible."""
+        for number, change in enumerate(changes):
+            if not await self.consume(change, step=step, key=f"{key}.{number}"):
+                self.root = applied(self.charter, self.root, change)
+                self.changes.append(change)
+        return self.changes
 
     async def notify_step(self, step: Any) -> None:
         """Tell every owner that a step is over, and what was asked of it since the one before."""
@@ -207,6 +217,8 @@ class ExternalStates:
         """Change the tree and record the change."""
         if mode not in ("patch", "replace"):
             raise CallRefused("bad_setting", f'set_state: mode is "patch" or "replace", got {mode!r}')
+        if self.closed:
+            raise CallRefused("not_now", f"set_state({scope.id}): {self.closed}")
         schema, state = self.state_of(scope)
         difference = replaced(schema, state, value) if mode == "replace" else changed(schema, state, value)
         change = _record(scope, difference)
@@ -227,7 +239,18 @@ def _record(scope: ExternalScope, difference: Difference) -> StatePatch | PackPa
     return StatePatch(instance_id=scope.name, **fields)
 
 
-def _scope_of(change: Change) -> ExternalScope | None:
+def wanted_scopes(charter: Charter, root: Instance[Any]) -> Iterator[tuple[ExternalScope, Handler]]:
+    """The scopes of a tree that are to be owned outside, with their handlers."""
+    packs = {pack.name: pack for pack in (*root.packs, *charter.packs)}
+    for pack in packs.values():
+        if pack.externalize is not None:
+            yield ExternalScope("pack", pack.name), pack.externalize
+    for instance, _ in walk(root):
+        if instance.node.externalize is not None:
+            yield ExternalScope("node", instance.id), instance.node.externalize
+
+
+def scope_of(change: Change) -> ExternalScope | None:
     if isinstance(change, PackPatch):
         return ExternalScope("pack", change.pack_name) if change.owner_id is None else None
     return ExternalScope("node", change.instance_id) if isinstance(change, StatePatch) else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Any, Generic, TypeAlias
 from uuid import uuid4
 
 from typing_extensions import TypeVar
@@ -23,6 +23,7 @@ from flat.tree.schema import as_plain
 
 S = TypeVar("S", default=Any)
 MAX_DEPTH = 100
+"""How deep a tree may be. What is stored nests twice per instance, and the codec takes more, for nested states."""
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -42,6 +43,8 @@ class Instance(Generic[S]):
     background: bool
     """True for a child beside which its parent goes on."""
     brief: str | None
+    launch: bool
+    """True for a worker that is an execution of its own."""
     id: str
 
     def __init__(
@@ -55,6 +58,7 @@ class Instance(Generic[S]):
         suspended: SuspendInfo | None = None,
         background: bool = False,
         brief: str | None = None,
+        launch: bool = False,
         id: str | None = None,
     ) -> None:
         put = object.__setattr__
@@ -66,6 +70,7 @@ class Instance(Generic[S]):
         put(self, "suspended", suspended)
         put(self, "background", background)
         put(self, "brief", brief)
+        put(self, "launch", launch)
         put(self, "id", id or str(uuid4()))
 
     def __repr__(self) -> str:
@@ -82,6 +87,9 @@ class Instance(Generic[S]):
     @property
     def is_worker(self) -> bool:
         return self.node.worker
+
+
+AnyInstance: TypeAlias = Instance[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +143,11 @@ def instance_path(root: Instance[Any]) -> list[Instance[Any]]:
 
 def active_instance(root: Instance[Any]) -> Instance[Any]:
     """The instance that a user talks to, suspended or not."""
-    return instance_path(root)[-1]
+    known: tuple[Instance[Any], ...] | None = root.__dict__.get("_active")
+    if known is None:  # without the root: a tree that held itself would be freed late
+        known = tuple(instance_path(root)[1:])
+        object.__setattr__(root, "_active", known)
+    return known[-1] if known else root
 
 
 def all_instances(root: Instance[Any], max_depth: int = MAX_DEPTH) -> list[Instance[Any]]:
@@ -171,12 +183,29 @@ def find_instance(root: Instance[Any], id: str) -> Instance[Any] | None:
 
 def path_to(root: Instance[Any], id: str) -> tuple[Instance[Any], ...]:
     """The way from the root to an instance, itself included; empty when it is not there."""
-    if root.id == id:
+    if id == root.id:
         return (root,)
-    for child in root.children:
-        if below := path_to(child, id):
-            return (root, *below)
-    return ()
+    above = _above(root)
+    if id not in above:
+        return ()
+    way: list[Instance[Any]] = []
+    at = id
+    while at != root.id:
+        instance, at = above[at]
+        way.append(instance)
+    return (root, *reversed(way))
+
+
+def _above(root: Instance[Any]) -> Mapping[str, tuple[Instance[Any], str]]:
+    """Every instance below by its id, with the id of the one above it; kept, for a tree does not change."""
+    known: dict[str, tuple[Instance[Any], str]] | None = root.__dict__.get("_above")
+    if known is None:
+        known = {}
+        for instance, _ in walk(root):
+            for child in instance.children:
+                known.setdefault(child.id, (child, instance.id))
+        object.__setattr__(root, "_above", known)
+    return known
 
 
 def get_path(root: Instance[Any], id: str) -> tuple[Instance[Any], ...]:
@@ -209,25 +238,18 @@ def updated(
     root: Instance[Any], id: str, change: Callable[[Instance[Any]], Instance[Any] | None]
 ) -> Instance[Any]:
     """The tree with one instance changed, or removed where `change` gives None. The root cannot be removed."""
-    if root.id == id:
-        changed = change(root)
-        return root if changed is None else changed
-    children = tuple(_changed_children(root, id, change))
-    return root if _same(children, root.children) else root.having(children=children)
-
-
-def _changed_children(
-    root: Instance[Any], id: str, change: Callable[[Instance[Any]], Instance[Any] | None]
-) -> Iterator[Instance[Any]]:
-    for child in root.children:
-        if child.id != id:
-            yield updated(child, id, change)
-        elif (new := change(child)) is not None:
-            yield new
-
-
-def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
-    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
+    path = path_to(root, id)
+    if not path:
+        return root
+    old, new = path[-1], change(path[-1])
+    for above in reversed(path[:-1]):
+        place = next(i for i, child in enumerate(above.children) if child is old)
+        kept = () if new is None else (new,)
+        old, new = (
+            above,
+            above.having(children=(*above.children[:place], *kept, *above.children[place + 1 :])),
+        )
+    return root if new is None else new
 
 
 def clear_suspension(instance: Instance[Any]) -> Instance[Any]:
@@ -284,10 +306,24 @@ def check_invariants(root: Instance[Any]) -> None:
                 "two_primaries",
                 f'the worker "{instance.node.label}" cannot have "{front[0].node.label}" below it, which is no worker',
             )
+        if instance.launch and instance.children:
+            raise CallRefused(
+                "launched",
+                f'"{instance.node.label}" is an execution of its own, and what is below it is there',
+            )
         if front and front[0].background:
             raise CallRefused(
                 "two_primaries", f'"{front[0].node.label}" runs in the background and is no worker'
             )
+
+
+def check_depth(depth: int) -> None:
+    """Refuse an instance so deep that its tree could not be stored."""
+    if depth > MAX_DEPTH:
+        raise CallRefused(
+            "tree_too_deep",
+            f"the tree would be more than {MAX_DEPTH} instances deep; cede instead of going deeper",
+        )
 
 
 def prepared(root: Instance[Any], known: Mapping[str, Pack[Any]]) -> Instance[Any]:
@@ -306,6 +342,7 @@ def prepared(root: Instance[Any], known: Mapping[str, Pack[Any]]) -> Instance[An
     if problems:
         raise TreeError("invalid_state", "; ".join(problems))
     check_invariants(root)
+    check_depth(max(depth for _, depth in walk(root)))
     for instance in instances:
         root = hoisted(root, instance.id, known)
     return root

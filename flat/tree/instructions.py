@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import typing
 from collections.abc import Callable
@@ -38,7 +39,7 @@ def instruction_text(instructions: Instructions | None, state: Any) -> str:
     if instructions is None or isinstance(instructions, str):
         return instructions or ""
     model = _annotated_model(instructions)
-    text: Any = instructions(model.model_validate(state) if model is not None else state)
+    text: Any = instructions(copy.deepcopy(state) if model is None else model.model_validate(state))
     if not isinstance(text, str):
         raise CharterError("bad_instructions", f"instructions gave {type(text).__name__} and not text")
     return text

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from flat.errors import TreeError
 from flat.tree.apply import apply_changes, start_tree
+from flat.tree.batch import Batch
 from flat.tree.calls import Caller, CallOutcome, ToolCall, machine_input, machine_outcome, run_call
 from flat.tree.changes import change_data, change_from_data
 from flat.tree.charter import Charter
@@ -20,16 +22,19 @@ from flat.tree.commanding import CommandOutcome, perform_command
 from flat.tree.description import digest_of
 from flat.tree.executor import effective_config
 from flat.tree.instance import Instance, get_path
-from flat.tree.messages import Message, message_data, message_from_data
+from flat.tree.messages import Message, message_data
 from flat.tree.node import Node
 from flat.tree.prompt import SystemPrompt, system_prompt
-from flat.tree.refs import serialize_instance
-from flat.tree.request import Chat, chat_messages, visible_messages
-from flat.tree.restore import deserialize_instance, deserialize_node
+from flat.tree.refs import serialize_instance, shared_data
+from flat.tree.request import Views
+from flat.tree.restore import deserialize_instance, deserialize_node, shared_instance
 from flat.tree.schema import json_schema_or_open
 from flat.tree.taking import cede_content
 from flat.tree.tools import output_text, tool_options
 from flat.tree.toolset import function_tool, generate_tool_definitions, offered_tools
+from flat.tree.view import Chat, live_messages
+
+RECENT = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,11 +101,30 @@ class ModelRequest:
     """What the engine has to know of each tool that is offered: `in_doubt`, `timeout`, `terminal`, `machine`."""
 
 
+@dataclass(frozen=True, slots=True)
+class OfferedTools:
+    """The tools of a leaf, as a model is offered them and as the engine knows them."""
+
+    definitions: list[Mapping[str, Any]]
+    settings: Mapping[str, Mapping[str, Any]]
+
+
 @dataclass(frozen=True)
 class TreeBinding:
     """The live Python behind a tree program."""
 
     charter: Charter
+    _recent: list[tuple[Mapping[str, Any], Instance[Any]]] = field(
+        default_factory=list, compare=False, repr=False
+    )
+    """The trees that were looked at last: between two changes everybody asks for the same one."""
+    _tools: dict[tuple[str, ...], OfferedTools] = field(default_factory=dict, compare=False, repr=False)
+
+    @cached_property
+    def external(self) -> bool:
+        """Whether any state may be owned outside."""
+        owners: tuple[Any, ...] = (*self.charter.nodes.values(), *self.charter.known_packs.values())
+        return any(owner.externalize is not None for owner in owners)
 
     # -- trees --------------------------------------------------------------------
 
@@ -109,8 +133,29 @@ class TreeBinding:
         return serialize_instance(start_tree(self.charter, root), self.charter)
 
     def tree(self, data: Mapping[str, Any]) -> Instance[Any]:
-        """A live view of a tree."""
+        """A live view of a tree, for those who do not change it. The data is not to change either."""
+        for known, root in self._recent:
+            if known is data:
+                return root
+        return self._remember(data, shared_instance(self.charter, data))
+
+    def fresh(self, data: Mapping[str, Any]) -> Instance[Any]:
+        """A live tree of one's own."""
         return deserialize_instance(self.charter, data)
+
+    def data(self, root: Instance[Any]) -> Mapping[str, Any]:
+        """A live tree as data, to be read only."""
+        data = shared_data(root, self.charter)
+        self._remember(data, root)
+        return data
+
+    def _remember(self, data: Mapping[str, Any], root: Instance[Any]) -> Instance[Any]:
+        self._recent[:] = [(data, root), *self._recent[: RECENT - 1]]
+        return root
+
+    def batch(self, data: Mapping[str, Any]) -> Batch:
+        """A tree that many changes are made to."""
+        return Batch(self.charter, self.tree(data))
 
     def after(
         self, tree: Mapping[str, Any], changes: Sequence[Mapping[str, Any]]
@@ -121,7 +166,7 @@ class TreeBinding:
             done = apply_changes(self.charter, root, [change_from_data(data)])
             root = done.root
             refused += [(index, error) for _, error in done.refused]
-        return serialize_instance(root, self.charter), refused
+        return self.data(root), refused
 
     def node(self, data: Mapping[str, Any]) -> Node[Any]:
         """The node behind a ref or an inline definition."""
@@ -138,23 +183,46 @@ class TreeBinding:
         ephemeral_from: int = 0,
         current_step: int = 0,
         max_steps: int = 0,
+        views: Views | None = None,
     ) -> ModelRequest:
         """The model call of a leaf on a tree with a history."""
         path = get_path(self.tree(tree), leaf_id)
         leaf, ancestors = path[-1], [instance.node for instance in path[:-1]]
-        messages = [m if isinstance(m, Message) else message_from_data(m) for m in history]
+        messages = (views or Views()).chat(live_messages(history), leaf, ephemeral_from=ephemeral_from)
         config = effective_config(self.charter.executor, leaf.node.executor_config)
         settings = {name: getattr(config, name) for name in ("model", "max_tokens", "temperature")}
-        definitions = generate_tool_definitions(self.charter, leaf.node, ancestors)
         output = leaf.node.output
         return ModelRequest(
             system=system_prompt(self.charter, path, current_step=current_step, max_steps=max_steps),
-            messages=chat_messages(visible_messages(messages, leaf, ephemeral_from=ephemeral_from)),
-            tools=[function_tool(definition) for definition in definitions],
+            messages=messages,
+            tools=self._offered(leaf.node, ancestors).definitions,
             settings={name: value for name, value in settings.items() if value is not None},
             output_schema=json_schema_or_open(output.schema) if output is not None else None,
-            tool_settings=tool_settings(self.charter, leaf.node, ancestors),
+            tool_settings=self.tool_settings(leaf.node, ancestors),
         )
+
+    def tool_settings(
+        self, node: Node[Any], ancestor_nodes: Sequence[Node[Any]] = ()
+    ) -> Mapping[str, Mapping[str, Any]]:
+        """The settings of every tool that a leaf has, by name."""
+        return self._offered(node, ancestor_nodes).settings
+
+    def _offered(self, node: Node[Any], ancestor_nodes: Sequence[Node[Any]]) -> OfferedTools:
+        """What a leaf is offered; kept for the nodes of the charter, which do not change."""
+        nodes = (node, *ancestor_nodes)
+        names = tuple(name for one in nodes if (name := self._registered(one)) is not None)
+        known = self._tools.get(names) if len(names) == len(nodes) else None
+        if known is None:
+            definitions = generate_tool_definitions(self.charter, node, ancestor_nodes)
+            settings = tool_settings(self.charter, node, ancestor_nodes)
+            known = OfferedTools([function_tool(one) for one in definitions], settings)
+            if len(names) == len(nodes):
+                self._tools[names] = known
+        return known
+
+    def _registered(self, node: Node[Any]) -> str | None:
+        name = self.charter.name_of(node)
+        return name if name is not None and self.charter.nodes[name] is node else None
 
     async def call(
         self,
@@ -169,7 +237,7 @@ class TreeBinding:
         caller = Caller(
             charter=self.charter,
             leaf_id=leaf_id,
-            history=[m if isinstance(m, Message) else message_from_data(m) for m in history],
+            history=live_messages(history),
             idempotency_key=effect_id,
             new_id=numbered(effect_id or call["id"]),
         )
@@ -223,7 +291,7 @@ class TreeBinding:
             invocation["name"],
             invocation.get("input"),
             instance_id=invocation.get("instanceId"),
-            history=[m if isinstance(m, Message) else message_from_data(m) for m in history],
+            history=live_messages(history),
             new_id=numbered(effect_id or "command"),
         )
         return command_outcome_data(outcome)

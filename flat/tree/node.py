@@ -158,6 +158,8 @@ class Node(Generic[S]):
             named(transitions, "transition", where, lambda e, k: as_transition(e, k, where)),
         )
         put(self, "commands", named(commands, "command", where, lambda e, k: as_command(e, k, where)))
+        if validator is dict and initial_state is UNSET:
+            initial_state = {}  # a node without a model of its state has none to be asked for
         put(self, "initial_state", initial_value(initial_state, self.schema, where))
         put(self, "packs", _packs(packs, where))
         put(self, "executor_config", _config(executor_config, where))

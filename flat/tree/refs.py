@@ -2,7 +2,7 @@
 
     Node      {"ref": name}, or the whole node with refs for its tools, commands and code transitions
     Pack      {"ref": name}, or the whole pack
-    Instance  id, node, state, and where they apply children, packInstances, suspended, background, brief
+    Instance  id, node, state, and where they apply children, packInstances, suspended, background, brief, launch
 
 What cannot be written is refused with the path, never left out silently, unless `lossy` says so.
 Reading is in `flat.tree.restore`.
@@ -36,6 +36,8 @@ FORMAT = "flat.tree/1"
 class _Writer:
     charter: Charter | None
     lossy: bool = False
+    shared: bool = False
+    """True: what an instance was written as is kept with it, and shared by all who ask."""
 
     # -- nodes --------------------------------------------------------------------
 
@@ -186,7 +188,16 @@ class _Writer:
             data["initialState"] = copy.deepcopy(pack.initial_state)
         return data
 
-    def instance(self, instance: Instance[Any], path: str) -> dict[str, Any]:
+    def instance(self, instance: Instance[Any], path: str) -> Mapping[str, Any]:
+        if not self.shared:
+            return self.written(instance, path)
+        known: tuple[Charter | None, Mapping[str, Any]] | None = instance.__dict__.get("_written")
+        if known is None or known[0] is not self.charter:
+            known = (self.charter, self.written(instance, path))
+            object.__setattr__(instance, "_written", known)
+        return known[1]
+
+    def written(self, instance: Instance[Any], path: str) -> dict[str, Any]:
         data: dict[str, Any] = {
             "id": instance.id,
             "node": self.node(instance.node, f"{path}.node", state=instance.state),
@@ -204,6 +215,8 @@ class _Writer:
             data["background"] = True
         if instance.brief is not None:
             data["brief"] = instance.brief
+        if instance.launch:
+            data["launch"] = True
         return data
 
     def pack_instances(self, instance: Instance[Any]) -> Iterator[dict[str, Any]]:
@@ -256,7 +269,12 @@ def serialize_instance(
     instance: Instance[Any], charter: Charter | None = None, *, lossy: bool = False
 ) -> dict[str, Any]:
     """An instance and all below it as data."""
-    return _Writer(charter, lossy).instance(instance, "instance")
+    return _Writer(charter, lossy).written(instance, "instance")
+
+
+def shared_data(instance: Instance[Any], charter: Charter) -> Mapping[str, Any]:
+    """The same for those who only read it: what has not changed since it was last written is not written again."""
+    return _Writer(charter, shared=True).instance(instance, "instance")
 
 
 def machine_data(

@@ -7,22 +7,19 @@ out of place or read a trailing answer as one to be continued.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic_core import to_json
-
-from flat.errors import CallRefused
 from flat.tree.changes import Spawned
 from flat.tree.instance import Instance
-from flat.tree.messages import Item, Message, assistant_message, items_of, text_item, user_message
+from flat.tree.messages import Message, assistant_message, items_of, text_item, user_message
 from flat.tree.node import Node
-from flat.tree.prompt import BEGIN_NOTE, CONTINUE_NOTE, indented
+from flat.tree.prompt import BEGIN_NOTE
+from flat.tree.view import Chat, ChatLog
 
-_log = logging.getLogger("flat.tree")
-
-Chat = dict[str, Any]
+MANY = 4096
+"""Views that are kept in any case."""
 
 
 # -- what an instance sees --------------------------------------------------------
@@ -76,144 +73,66 @@ def _for_model(message: Message) -> Iterable[Message]:
 # -- how it looks to a model ------------------------------------------------------
 
 
-def chat_messages(messages: Sequence[Message]) -> list[Chat]:
+def chat_messages(messages: Iterable[Message]) -> list[Chat]:
     """The request's messages, without the system prompt. Raises `CallRefused` when there is nothing to send."""
-    results = _results(messages)
-    calls = {
-        item["id"]
-        for message in messages
-        if message.role == "assistant"
-        for item in items_of(message)
-        if item["type"] == "tool_use"
-    }
-    chat: list[Chat] = []
+    log = ChatLog()
     for message in messages:
-        if message.role == "assistant":
-            if not message.metadata.tool_reply:
-                chat += _assistant(message, results)
-        else:
-            chat += _user(message, calls)
-    chat = _joined(chat)
-    if not chat:
-        raise CallRefused(
-            "empty_request", "there is nothing to send to the model: no message has any content"
-        )
-    if chat[-1]["role"] == "assistant":
-        chat.append({"role": "user", "content": CONTINUE_NOTE})
-    return chat
+        log.add(message)
+    return log.chat()
 
 
-def _results(messages: Sequence[Message]) -> dict[str, str]:
-    """What each call gave, by its id, with a note of what the user was shown beside it."""
-    found: dict[str, str] = {}
-    last: str | None = None
-    for message in messages:
-        if message.role == "assistant" and message.metadata.tool_reply and last is not None:
-            found[last] += f"\n\n(The user was shown: {_plain_text(message)})"
-        for item in items_of(message):
-            if item["type"] == "tool_result":
-                last = item["tool_use_id"]
-                text = item.get("content") or ""
-                found[last] = f"Error: {text}" if item.get("is_error") else text
-    return found
+@dataclass(slots=True)
+class _View:
+    """What one leaf's model has seen."""
+
+    key: tuple[Any, ...]
+    log: ChatLog = field(default_factory=ChatLog)
+    until: int = 0
+    """How much of the history is in it."""
+    ephemeral: int = -1
+    """Where the last ephemeral message is."""
 
 
-def _plain_text(message: Message) -> str:
-    return "\n".join(filter(None, (_text_of(item) for item in items_of(message))))
+class Views:
+    """The requests of one tree's leaves, kept up as its history grows."""
 
+    def __init__(self) -> None:
+        self._known: dict[str, _View] = {}
+        self._most = MANY
 
-def _assistant(message: Message, results: Mapping[str, str]) -> Iterable[Chat]:
-    texts, calls, thinking, provider = [], [], [], []
-    for item in items_of(message):
-        if item["type"] == "tool_use":
-            if item["id"] in results:
-                calls.append(item)
-            else:
-                _log.warning('a call of "%s" has no result and is left out of the request', item["name"])
-        elif item["type"] == "thinking":
-            if item.get("signature"):
-                thinking.append(dict(item))
-        elif item["type"] == "provider":
-            provider.append(item["data"])
-        elif text := _text_of(item):
-            texts.append(text)
-    if not (texts or calls or provider):
-        return []
-    chat: Chat = {"role": "assistant", "content": "\n\n".join(texts) or None}
-    if calls:
-        chat["tool_calls"] = [_call(item) for item in calls]
-    if thinking:
-        chat["thinking_blocks"] = thinking
-    if provider:
-        chat["provider_items"] = provider
-    answers = [{"role": "tool", "tool_call_id": item["id"], "content": results[item["id"]]} for item in calls]
-    return [chat, *answers]
+    def chat(self, history: Sequence[Message], leaf: Instance[Any], *, ephemeral_from: int = 0) -> list[Chat]:
+        """What `chat_messages` makes of what the leaf sees, at the cost of what is new."""
+        policy = leaf.node.sees
+        if not callable(policy):
+            view = self._view(history, leaf, policy)
+            if view.ephemeral < ephemeral_from:  # those are seen in one turn only
+                return view.log.chat()
+        return chat_messages(visible_messages(history, leaf, ephemeral_from=ephemeral_from))
 
+    def _view(self, history: Sequence[Message], leaf: Instance[Any], policy: str) -> _View:
+        key = (policy, leaf.brief)
+        view = self._known.get(leaf.id)
+        if view is None or view.key != key or view.until > len(history):
+            self._forget(len(history))
+            view = self._known[leaf.id] = _View(key)
+            if policy == "own":
+                view.log.add(user_message(leaf.brief or BEGIN_NOTE))
+            elif policy == "since_spawn":
+                view.until = len(history) - len(_since_spawn(history, leaf.id))
+        for index in range(view.until, len(history)):
+            message = history[index]
+            if message.role == "ephemeral":
+                view.ephemeral = index
+            elif message.role in ("user", "assistant") and (policy != "own" or _own(message, leaf.id)):
+                view.log.add(message)
+        view.until = len(history)
+        return view
 
-def _call(item: Any) -> Chat:
-    function = {"name": item["name"], "arguments": to_json(item["input"]).decode()}
-    return {"id": item["id"], "type": "function", "function": function}
-
-
-def _user(message: Message, calls: set[str]) -> Iterable[Chat]:
-    parts: list[Chat] = []
-    for item in items_of(message):
-        if item["type"] == "tool_result":
-            if item["tool_use_id"] not in calls:
-                parts.append(
-                    {"type": "text", "text": f"Result of an earlier call: {item.get('content') or ''}"}
-                )
-        elif item["type"] == "image":
-            image = {"url": f"data:{item['mimeType']};base64,{item['data']}"}
-            if detail := item.get("detail"):
-                image["detail"] = detail
-            parts.append({"type": "image_url", "image_url": image})
-        elif text := _text_of(item):
-            parts.append({"type": "text", "text": text})
-    if not parts:
-        return []
-    return [{"role": "user", "content": _flat(parts)}]
-
-
-def _text_of(item: Item) -> str:
-    """An item as text; nothing for what has no words."""
-    if item["type"] == "text":
-        return item["text"]
-    if item["type"] == "output":
-        return indented(item["data"])
-    if item["type"] == "file":
-        return f"File {item.get('filename') or item['mediaType']}: {item['url']}"
-    return ""
-
-
-def _flat(parts: list[Chat]) -> Any:
-    return parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else parts
-
-
-def _joined(chat: Sequence[Chat]) -> list[Chat]:
-    """Runs of user messages, and of assistant messages without calls, made one."""
-    done: list[Chat] = []
-    for message in chat:
-        last = done[-1] if done else None
-        if last is None or last["role"] != message["role"] or message["role"] == "tool":
-            done.append(message)
-        elif message["role"] == "user":
-            last["content"] = _flat_text([*_parts(last["content"]), *_parts(message["content"])])
-        elif last.keys() == message.keys() == {"role", "content"}:
-            last["content"] = f"{last['content']}\n\n{message['content']}"
-        else:
-            done.append(message)
-    return done
-
-
-def _parts(content: Any) -> list[Chat]:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
-
-
-def _flat_text(parts: list[Chat]) -> Any:
-    if all(part["type"] == "text" for part in parts):
-        return "\n\n".join(part["text"] for part in parts)
-    return parts
+    def _forget(self, until: int) -> None:
+        """Drop the views of leaves that have not asked for long, when there are many."""
+        if len(self._known) >= self._most:
+            self._known = {id_: view for id_, view in self._known.items() if view.until * 2 >= until}
+            self._most = max(MANY, 2 * len(self._known))
 
 
 # -- the answer -------------------------------------------------------------------

@@ -34,6 +34,8 @@ OnMissing: TypeAlias = Callable[[str, str], Any]
 class _Reader:
     charter: Charter
     on_missing: OnMissing | None = None
+    shared: bool = False
+    """True: the data is kept with what was made of it, for whoever writes it again."""
     problems: list[tuple[str, str, str]] = field(default_factory=list)
 
     @contextmanager
@@ -208,7 +210,7 @@ class _Reader:
         state = UNSET
         with self.at(f"{path}.state"):
             state = node.schema.validate(data.get("state"))
-        return Instance(
+        made: Instance[Any] = Instance(
             node,
             state,
             [child for child in children if child is not None],
@@ -217,8 +219,12 @@ class _Reader:
             suspended=suspended,
             background=bool(data.get("background", False)),
             brief=data.get("brief"),
+            launch=bool(data.get("launch", False)),
             id=data.get("id"),
         )
+        if self.shared and state == data.get("state"):
+            object.__setattr__(made, "_written", (self.charter, data))
+        return made
 
     def packs(self, data: Mapping[str, Any], path: str) -> tuple[dict[str, Any], list[Pack[Any]]]:
         states: dict[str, Any] = {}
@@ -272,7 +278,15 @@ def deserialize_instance(
     charter: Charter, data: Mapping[str, Any], *, on_missing: OnMissing | None = None
 ) -> Instance[Any]:
     """An instance and all below it, with every state validated."""
-    reader = _Reader(charter, on_missing)
+    return _instance(_Reader(charter, on_missing), data)
+
+
+def shared_instance(charter: Charter, data: Mapping[str, Any]) -> Instance[Any]:
+    """The same for data that does not change: `flat.tree.refs.shared_data` gives it back for what has not changed."""
+    return _instance(_Reader(charter, shared=True), data)
+
+
+def _instance(reader: _Reader, data: Mapping[str, Any]) -> Instance[Any]:
     instance = reader.instance(data, "instance")
     _checked(reader)
     assert instance is not None

@@ -45,7 +45,7 @@ class SpawnTarget:
     background: bool = False
     """True lets the parent go on beside it; only workers may."""
     launch: bool = False
-    """True runs the child as an execution of its own."""
+    """True runs the child as an execution of its own, with a history of its own; only workers may."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,15 @@ that decides without doing (schemas, prompts) is called in place; what may do so
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from flat.core.events import Done, Failed
+from flat.core.hookref import HookRefs
 from flat.core.op import Answer, End, View
-from flat.core.program import Limits, Node, Program
+from flat.core.ops import Finish, Hook
+from flat.core.ops.branch import Arm, Branch
+from flat.core.program import END, START, Limits, Node, Program
 from flat.core.program_codec import with_digest
 from flat.core.strategies.retry import DEFAULT_BACKOFFS
 from flat.core.template import compile_value
@@ -31,12 +34,15 @@ from flat.tree.description import digest_of
 from flat.tree.executor import StandardExecutor
 from flat.tree.lower import TreeBinding
 from flat.tree.run_act import act, acted, begin, look, looked, think, thought
+from flat.tree.run_external import hydrate_effect, hydrated, record_effect, recorded
 from flat.tree.run_intake import MAX_STEPS, command_effect, commanded, drain, entered, wait, woken
 from flat.tree.run_settle import finish, settle
 from flat.tree.run_work import CLOSED, KEY, NODE, Phase, Work
 
 Until = Literal["session", "cede", "end_turn"]
 UNTIL = ("session", "cede", "end_turn")
+STEERED = frozenset({"tool_calls", "tool_result", "transition", "error"})
+"""Points of the hooks interface that mean something inside a step. At the others a tree's hooks only watch."""
 PHASES: Mapping[str, Callable[[Work], Phase | Answer]] = {
     "entered": entered,
     "drain": drain,
@@ -48,10 +54,14 @@ PHASES: Mapping[str, Callable[[Work], Phase | Answer]] = {
     "finish": finish,
     "wait": wait,
     "command": lambda work: work.block(command_effect(work)),
+    "record": lambda work: work.block(record_effect(work)),
+    "hydrate": lambda work: work.block(hydrate_effect(work)),
 }
 RESUMED: Mapping[str, Callable[[Work, Done | Failed], Phase | Answer]] = {
     "wait": woken,
     "command": commanded,
+    "record": recorded,
+    "hydrate": hydrated,
     "think": thought,
     "act": acted,
     "look": looked,
@@ -77,8 +87,11 @@ class TreeRun:
     only_retryable: bool = True
     """True: try again only what is known to be worth it."""
     binding: TreeBinding | None = field(default=None, compare=False, repr=False, metadata={"stored": False})
-    key: str = KEY
-    kind: Literal["tree"] = "tree"
+    steered: frozenset[str] = field(default=frozenset(), compare=False, metadata={"stored": False})
+    """The points at which a hook looks at what a step does."""
+    key: str
+    kind: str
+    """These two have no default, so that they are stored and tell who looks at a stored program."""
 
     @property
     def bound(self) -> TreeBinding:
@@ -87,6 +100,10 @@ class TreeRun:
                 "no_charter", f'the tree "{self.charter}" runs only with its charter; give that'
             )
         return self.binding
+
+    def steered_at(self, points: frozenset[str]) -> TreeRun:
+        """The same with the hooks of a run."""
+        return replace(self, steered=points & STEERED)
 
     def start(self, here: View) -> Answer:
         """Enter the node; or, after a restart, ask again for what is unanswered."""
@@ -103,8 +120,8 @@ class TreeEnd:
     """The end of a tree whose root has ceded, or whose only turn is over: what it came to."""
 
     binding: TreeBinding | None = field(default=None, compare=False, repr=False, metadata={"stored": False})
-    key: str = "end"
-    kind: Literal["tree_end"] = "tree_end"
+    key: str
+    kind: str
 
     def start(self, here: View) -> Answer:
         context = here.context
@@ -114,7 +131,7 @@ class TreeEnd:
             "content": closing["content"],
             "reason": closing["reason"],
             "state": tree.get("state"),
-            "packs": {pack["name"]: pack.get("state") for pack in tree.get("packInstances", ())},
+            "packs": {pack_name(entry): entry.get("state") for entry in tree.get("packInstances", ())},
             "turns": context["turn"]["n"],
             "cost": getattr(spent, "cost", 0.0),
         }
@@ -124,10 +141,18 @@ class TreeEnd:
         return self.start(here)
 
 
+def pack_name(entry: Mapping[str, Any]) -> str:
+    """The name of a pack in a tree as data."""
+    pack = entry["pack"]
+    name: str = pack.get("ref") or pack["name"]
+    return name
+
+
 def go(work: Work, phase: Phase | Answer) -> Answer:
     """From phase to phase, up to an answer for the engine."""
     while isinstance(phase, str):
         phase = PHASES[phase](work)
+    work.tell()
     return phase
 
 
@@ -139,8 +164,11 @@ def tree_program(
     max_steps: int = MAX_STEPS,
     max_agent_calls: int | None = None,
     machines: Mapping[str, Any] | None = None,
+    hooks: HookRefs = (),
+    lifecycle: HookRefs = (),
 ) -> Program:
-    """The program of a charter. `machines` says what each machine is that its tools and nodes name."""
+    """The program of a charter. `machines` says what each machine is that its tools and nodes name; `hooks` serve its
+    steps, `lifecycle` its beginning and end."""
     if until not in UNTIL:
         raise CharterError("bad_until", f"until is one of {', '.join(UNTIL)}, not {until!r}")
     if node:
@@ -154,21 +182,41 @@ def tree_program(
         max_steps=max_steps,
         **_retry(charter.executor),
         binding=binding,
+        key=KEY,
+        kind="tree",
     )
     ops = cast(Any, (run,))
-    end = cast(Any, (TreeEnd(binding=binding),))
+    end = cast(Any, (TreeEnd(binding=binding, key="end", kind="tree_end"),))
+    nodes = {
+        NODE: Node(name=NODE, ops=ops, hooks=hooks, error_steered=False),
+        CLOSED: Node(name=CLOSED, ops=end, final=True, virtual=True),
+    }
     program = Program(
         name=charter.name,
         kind="tree",
         spec_version="tree/1",
         initial=NODE,
         context=compile_value({"input": "{{ input }}"}, native=True),
-        nodes={NODE: Node(name=NODE, ops=ops), CLOSED: Node(name=CLOSED, ops=end, final=True, virtual=True)},
+        nodes=nodes | _lifecycle(lifecycle),
+        lifecycle=lifecycle,
+        hooks=(hooks,) if hooks else (),
         limits=Limits(max_steps=None, max_agent_calls=max_agent_calls),
         machines=dict(machines or {}),
         uses_machine=False,
     )
     return with_digest(program)
+
+
+def _lifecycle(hooks: HookRefs) -> dict[str, Node]:
+    """The nodes in which hooks steer the beginning and the end."""
+    if not hooks:
+        return {}
+    start = (Hook(point="machine_start", key="machine_start"), Branch(arms=(Arm(None, NODE),)))
+    end = (Hook(point="machine_end", key="machine_end"), Finish())
+    return {
+        name: Node(name=name, ops=ops, hooks=hooks, virtual=True, error_steered=False)
+        for name, ops in ((START, start), (END, end))
+    }
 
 
 def _retry(executor: Any) -> dict[str, Any]:

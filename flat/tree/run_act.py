@@ -2,8 +2,8 @@
 
 The leaves are lanes side by side. `local` has one entry per fact, so that a commit stores only what is new: `run` is
 the list of leaves, `lane<i>` the answer of the i-th, `try<i>` its failed attempts, `out<i>.<k>` what its k-th call
-gave. No call is made before every answer is in, so that what was paid for is durable before anything happens, and a
-failing leaf leaves nothing half done.
+gave, `left` how many lanes are not done with the stage; `flat.tree.run_hooks` has its own. No call is made before every
+answer is in, so that what was paid for is durable before anything happens, and a failing leaf leaves nothing half done.
 """
 
 from __future__ import annotations
@@ -18,13 +18,28 @@ from flat.core.op import Answer
 from flat.core.strategies.retry import spread
 from flat.errors import TreeError
 from flat.tree.instance import active_leaves, suspended_instances
-from flat.tree.lower import tool_settings
-from flat.tree.naming import TRANSITION, TRANSITION_PREFIX, UPDATE_STATE
+from flat.tree.naming import UPDATE_STATE
+from flat.tree.run_external import hydration
+from flat.tree.run_hooks import (
+    CALLS,
+    ERROR,
+    MOVE,
+    SEEN,
+    after_call,
+    due,
+    hooked,
+    is_transition,
+    recovery,
+    refusal,
+)
+from flat.tree.run_hooks import effect as hook_effect
 from flat.tree.run_intake import inbox_channel, resume_channel
 from flat.tree.run_work import NODE, Data, Phase, Work
 
 UNKNOWN = "It is not known whether this call took effect: the process died while it ran. Find out before you repeat it."
 ONE_TRANSITION = "only one transition per turn: the first one counts"
+LAUNCHED = "itself"
+"""What a tree's program calls the machine that runs a part of the tree as an execution of its own."""
 NOT_JSON = "the arguments of the call are no JSON object: {}"
 
 
@@ -39,13 +54,15 @@ def begin(work: Work) -> Phase | Answer:
     run = [leaf.id for leaf in leaves if wants is None or leaf.id in wants]
     if not run:
         return "finish"
+    if (meeting := hydration(work)) is not None:
+        return work.block(meeting)
     if turn["taken"] >= turn["max_steps"]:
         message = f"no end after {turn['max_steps']} steps; run again to go on, or allow more with max_steps"
         return work.stop(
             Failure(type="StepLimitExceeded", message=message, names=("step_limit", "LimitExceeded"))
         )
     work.set_turn(step=turn["step"] + 1, taken=turn["taken"] + 1)
-    work.local = {"stage": "think", "run": run, "at": work.here.log_length}
+    work.local = {"stage": "think", "run": run, "at": work.log_length}
     return "think"
 
 
@@ -59,19 +76,27 @@ def think(work: Work) -> Phase | Answer:
             effects.append(ask(work, lane))
         except TreeError as error:  # the author's function makes no input for the machine of a node
             work.local[f"lane{lane}"] = {"cede": f"could not begin: {error.message}"}
+    work.local["left"] = len(effects)
     return work.block(*effects) if effects else "act"
 
 
 def ask(work: Work, lane: int) -> Effect:
     """The effect that a lane's answer comes from: a model call, another machine, or a pause before the next attempt."""
     leaf_id = work.local["run"][lane]
-    node = work.path(leaf_id)[-1].node
+    leaf = work.path(leaf_id)[-1]
+    node, name = leaf.node, work.binding.charter.label_of(leaf.node)
+    if leaf.launch:
+        work.context["launches"] = True
+        given = launch_input(work.data_of(leaf_id), work.turn)
+        return StartChild(work.effect_id(work.suffix(lane)), name, LAUNCHED, given)
     if node.machine is not None:
         given = work.binding.node_input(work.tree, leaf_id)
-        return StartChild(work.effect_id(work.suffix(lane)), NODE, node.machine.program, given)
+        return StartChild(work.effect_id(work.suffix(lane)), name, node.machine.program, given)
     attempt, until = work.local.get(f"try{lane}", (0, None))
+    if (failure := work.local.get(f"err{lane}")) is not None:
+        return hook_effect(work, lane, "error", (f"{ERROR}{attempt}",), work.tree, failure=failure)
     if until is not None:
-        return Sleep(work.effect_id(work.suffix(lane, f"pause{attempt}")), NODE, until)
+        return Sleep(work.effect_id(work.suffix(lane, f"pause{attempt}")), name, until)
     turn = work.turn
     facts = {
         "leaf": leaf_id,
@@ -82,7 +107,13 @@ def ask(work: Work, lane: int) -> Effect:
     }
     suffix = work.suffix(lane, f"try{attempt}") if attempt else work.suffix(lane)
     context = {"tree": work.tree, "live": work.context.get("live", {})}
-    return CallAgent(work.effect_id(suffix), NODE, node.label, facts, context)
+    return CallAgent(work.effect_id(suffix), name, name, facts, context, work.here.hooks)
+
+
+def launch_input(leaf: Data, turn: Data) -> Data:
+    """The first input of a leaf that is an execution of its own: itself as the root, told to begin."""
+    tree = {key: value for key, value in leaf.items() if key not in ("launch", "background")}
+    return {"tree": tree, "begin": True, "max_steps": turn["max_steps"]}
 
 
 def lane_of(effect_id: str) -> list[str]:
@@ -92,10 +123,15 @@ def lane_of(effect_id: str) -> list[str]:
 
 def thought(work: Work, event: Done | Failed) -> Phase | Answer:
     """A lane's answer, failure, or end of a pause."""
-    lane = int(lane_of(event.effect_id)[0])
+    number, *rest = lane_of(event.effect_id)
+    lane = int(number)
     local, leaf_id = work.local, work.local["run"][lane]
-    by_machine = work.path(leaf_id)[-1].node.machine is not None
-    if by_machine:
+    leaf = work.path(leaf_id)[-1]
+    if rest and rest[0].startswith(ERROR):
+        answer = recovered(work, lane, event)
+        if answer is not None:
+            return answer
+    elif leaf.launch or leaf.node.machine is not None:
         local[f"lane{lane}"] = machine_lane(work, leaf_id, event)
     elif isinstance(event, Failed):
         return again_or_stop(work, lane, event.failure)
@@ -106,7 +142,8 @@ def thought(work: Work, event: Done | Failed) -> Phase | Answer:
         reply: Reply = event.value
         work.here.spend(reply.spent)
         local[f"lane{lane}"] = lane_data(work, reply)
-    if any(f"lane{i}" not in local for i, _ in enumerate(local["run"])):
+    local["left"] -= 1
+    if local["left"]:
         return work.block()
     for done in [key for key in local if key.startswith("try")]:
         del local[done]
@@ -136,6 +173,8 @@ def machine_lane(work: Work, leaf_id: str, event: Done | Failed) -> dict[str, An
     if isinstance(value, Ended):
         work.here.spend(value.spent)
         value = value.output
+    if work.path(leaf_id)[-1].launch:
+        return {"cede": value.get("content") if isinstance(value, Mapping) else value}
     try:
         return {"cede": work.binding.node_content(work.tree, leaf_id, value)}
     except Exception as error:  # the author's own function made it
@@ -148,11 +187,31 @@ def again_or_stop(work: Work, lane: int, failure: Failure) -> Answer:
     attempt = work.local.get(f"try{lane}", (0, None))[0]
     may_help = failure.retryable is True or (failure.retryable is None and not work.run.only_retryable)
     if not may_help or attempt >= len(backoffs):
-        return work.stop(failure)
+        if "error" not in work.run.steered:
+            return work.stop(failure)
+        work.local[f"err{lane}"] = failure
+        return work.block(ask(work, lane))
     seed = spread(f"{work.here.execution_id}/{work.effect_id(work.suffix(lane, attempt))}")
     delay = max(backoffs[attempt] * (1.0 + jitter * seed), failure.retry_after or 0.0)
     work.local[f"try{lane}"] = [attempt, work.here.at + delay]
     return work.block(ask(work, lane))
+
+
+def recovered(work: Work, lane: int, event: Done | Failed) -> Answer | None:
+    """Do what a hook says about a model that failed; None when that is the lane's answer."""
+    failure: Failure = work.local.pop(f"err{lane}")
+    if isinstance(event, Failed):
+        return work.stop(event.failure)
+    wanted, failure = recovery(event, failure)
+    if wanted is None:
+        return work.stop(failure)
+    if wanted == "retry":
+        work.local[f"try{lane}"] = [work.local.get(f"try{lane}", (0, None))[0] + 1, None]
+        return work.block(ask(work, lane))
+    label = work.path(work.local["run"][lane])[-1].node.label
+    text = f'"{label}" failed: {failure.message}' if wanted == "cede" else failure.message
+    work.local[f"lane{lane}"] = {wanted: text}
+    return None
 
 
 # -- acting -----------------------------------------------------------------------------
@@ -162,24 +221,26 @@ def act(work: Work) -> Phase | Answer:
     """Ask for the next call of every lane that has one."""
     work.local["stage"] = "act"
     effects = [e for lane, _ in enumerate(work.local["run"]) if (e := next_call(work, lane)) is not None]
+    work.local["left"] = len(effects)
     return work.block(*effects) if effects else "look"
 
 
 def acted(work: Work, event: Done | Failed) -> Phase | Answer:
     """What a call gave, and the next one of its lane."""
-    lane, k = (int(part) for part in lane_of(event.effect_id)[:2])
-    call = work.local[f"lane{lane}"]["calls"][k]
-    work.local[f"out{lane}.{k}"] = outcome(work, lane, call, event)
+    number, *rest = lane_of(event.effect_id)
+    lane = int(number)
+    if rest[-1] in (CALLS, MOVE, SEEN):
+        hooked(work, lane, rest, event, calls_of(work, lane))
+    else:
+        k = int(rest[0])
+        call = work.local[f"lane{lane}"]["calls"][k]
+        work.local[f"out{lane}.{k}"] = outcome(work, lane, call, event)
+        after_call(work, lane, k, call)
     following = next_call(work, lane)
     if following is not None:
         return work.block(following)
-    return (
-        "look" if all(lane_done(work, other) for other, _ in enumerate(work.local["run"])) else work.block()
-    )
-
-
-def lane_done(work: Work, lane: int) -> bool:
-    return all(f"out{lane}.{k}" in work.local for k, _ in enumerate(calls_of(work, lane)))
+    work.local["left"] -= 1
+    return work.block() if work.local["left"] else "look"
 
 
 def calls_of(work: Work, lane: int) -> list[dict[str, Any]]:
@@ -193,13 +254,11 @@ def cut_off(data: Data) -> bool:
     return data.get("finish") in ("length", "max_tokens")
 
 
-def is_transition(name: str) -> bool:
-    return name == TRANSITION or name.startswith(TRANSITION_PREFIX)
-
-
 def next_call(work: Work, lane: int) -> Effect | None:
     """The next call of a lane, as an effect. What needs none is answered on the way; the transition comes last."""
     calls = calls_of(work, lane)
+    if work.run.steered and (hook := due(work, lane, calls, lane_tree(work, lane))) is not None:
+        return hook
     moves = [k for k, call in enumerate(calls) if is_transition(call["name"])]
     order = [*(k for k in range(len(calls)) if k not in moves), *moves[:1]]
     for k in moves[1:]:
@@ -210,7 +269,7 @@ def next_call(work: Work, lane: int) -> Effect | None:
             continue
         if settings is None:
             path = work.path(work.local["run"][lane])
-            settings = tool_settings(work.binding.charter, path[-1].node, [i.node for i in path[:-1]])
+            settings = work.binding.tool_settings(path[-1].node, [i.node for i in path[:-1]])
         effect = call_effect(work, lane, k, calls[k], settings.get(calls[k]["name"], {}))
         if not isinstance(effect, Mapping):
             return effect
@@ -221,6 +280,8 @@ def next_call(work: Work, lane: int) -> Effect | None:
 def call_effect(work: Work, lane: int, k: int, call: Data, settings: Data) -> Effect | Data:
     """One call as an effect, or its outcome when it cannot be made."""
     leaf_id = work.local["run"][lane]
+    node = work.path(leaf_id)[-1].node
+    label = work.binding.charter.label_of(node)
     if call.get("invalid_arguments") is not None:
         return refusal("invalid_tool_input", NOT_JSON.format(call["invalid_arguments"]))
     tree = lane_tree(work, lane)
@@ -230,15 +291,15 @@ def call_effect(work: Work, lane: int, k: int, call: Data, settings: Data) -> Ef
         if "outcome" in given:
             outcome_: Data = given["outcome"]
             return outcome_
-        return StartChild(effect_id, NODE, machine, given["input"])
-    own = call["name"] == UPDATE_STATE or is_transition(call["name"])
+        return StartChild(effect_id, label, machine, given["input"])
+    own = (call["name"] == UPDATE_STATE and node.externalize is None) or is_transition(call["name"])
     return RunTool(
         effect_id,
-        NODE,
+        label,
         call["name"],
         call.get("arguments") or {},
         call["id"],
-        {"tree": tree, "leaf": leaf_id, "at": work.local["at"]},
+        {"tree": tree, "leaf": leaf_id, "at": work.local["at"], "step": work.turn["step"]},
         timeout=settings.get("timeout"),
         in_doubt=settings.get("in_doubt") or ("retry" if own else "fail"),
     )
@@ -248,14 +309,11 @@ def lane_tree(work: Work, lane: int) -> Data:
     """The tree as the next call of a lane sees it: with what its earlier calls changed."""
     changes = [
         change
-        for k, _ in enumerate(calls_of(work, lane))
+        for k, call in enumerate(calls_of(work, lane))
+        if not is_transition(call["name"])  # it comes last, and hooks look at the tree before it
         for change in (work.local.get(f"out{lane}.{k}") or {}).get("changes", ())
     ]
     return work.binding.after(work.tree, changes)[0] if changes else work.tree
-
-
-def refusal(code: str, text: str) -> dict[str, Any]:
-    return {"content": text, "is_error": True, "code": code}
 
 
 def outcome(work: Work, lane: int, call: Data, event: Done | Failed) -> Data | None:

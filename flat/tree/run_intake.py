@@ -14,13 +14,15 @@ from flat.core.events import Done, Failed
 from flat.core.failure import Failure, failure_of
 from flat.core.op import UNSET, Answer, Raise
 from flat.errors import TreeError
+from flat.tree.commanding import doubt_of_command
 from flat.tree.instance import Instance, active_instance, path_to, suspended_instances
 from flat.tree.messages import is_command, is_resume, message_from_data, messages_from
 from flat.tree.prompt import resumed_note
+from flat.tree.run_external import owned_outside, record_effect
 from flat.tree.run_work import NODE, Data, Phase, Work, as_text, full_data, told_to
 
 OPTIONS = ("max_steps", "until")
-INPUT = frozenset({"tree", "node", "state", "message", "messages", "history", "turn", *OPTIONS})
+INPUT = frozenset({"tree", "node", "state", "message", "messages", "history", "turn", "begin", *OPTIONS})
 MAX_STEPS = 50
 
 
@@ -82,9 +84,11 @@ def born(work: Work) -> Phase | Answer:
         },
     }
     work.say(*history)
-    if not queue and work.run.until != "session":
+    begins = bool(given.get("begin"))  # without being told anything
+    if not queue and not begins and work.run.until != "session":
         return "wait"
-    work.local = {"drain": fresh_drain(work, [full_data(message) for message in queue])}
+    state = fresh_drain(work, [full_data(message) for message in queue])
+    work.local = {"drain": {**state, "infer": begins}}
     return "drain"
 
 
@@ -122,7 +126,7 @@ def fresh_drain(work: Work, queue: Sequence[Data], *, mid: bool = False) -> dict
     rest = [item for item in queue if not _resumes(item)]
     return {
         "queue": [*first, *upserted(rest)],
-        "from": work.here.log_length,
+        "from": work.log_length,
         "mid": mid,
         "infer": False,
         "resumed": False,
@@ -192,6 +196,10 @@ def take(work: Work, state: dict[str, Any], item: Data) -> RunTool | None:
         return command(work, state, item)
     elif role == "instance":
         record = work.dated(items or {})
+        if owned_outside(work, record):
+            work.local |= {"stage": "record", "record": record, "asked": f"record-{work.log_length}"}
+            work.local["asked"] += f"-{len(state['queue'])}"
+            return record_effect(work)
         if not outside(work, state, record):
             work.say({**item, "items": record})
     else:
@@ -208,7 +216,7 @@ def said(work: Work, state: dict[str, Any], item: Data) -> None:
             return
         work.grow("ids", known)
     if item["role"] == "ephemeral":
-        place = str(work.here.log_length)
+        place = str(work.log_length)
         work.context["live"] = {**work.context.get("live", {}), place: item["items"]}
         item = {**item, "items": []}
     work.say(item)
@@ -300,7 +308,7 @@ def command(work: Work, state: dict[str, Any], item: Data) -> RunTool | None:
                 state["results"], state["settled"] = [*state["results"], result], [*state["settled"], client]
                 return None
     work.say(item)
-    work.local |= {"stage": "command", "invocation": invocation, "asked": f"command-{work.here.log_length}"}
+    work.local |= {"stage": "command", "invocation": invocation, "asked": f"command-{work.log_length}"}
     return command_effect(work)
 
 
@@ -312,8 +320,9 @@ def command_effect(work: Work) -> RunTool:
         invocation["name"],
         invocation.get("input") or {},
         "",
-        {"tree": work.tree, "invocation": invocation},
-        in_doubt="fail",
+        {"tree": work.tree, "invocation": invocation, "step": work.turn["step"]},
+        work.here.hooks,
+        in_doubt=doubt_of_command(work.root, invocation["name"], invocation.get("instanceId")),
     )
 
 
@@ -329,7 +338,7 @@ def commanded(work: Work, event: Done | Failed) -> Phase:
     refused = work.change(*changes)
     messages = outcome.pop("messages", ())
     if refused:
-        work.context["tree"] = before
+        work.tree = before
         error = refused[0][1]
         outcome = {"success": False, "error": error.message, "code": error.code}
         changes, messages = [], ()
@@ -386,7 +395,7 @@ def drained(work: Work, state: dict[str, Any]) -> Phase | Answer:
             settled=state["settled"],
             refused=state["refused"],
         )
-        since = work.here.log_length
+        since = work.log_length
     work.local = {}
     if mid:
         work.context["wants"] = wants
@@ -394,7 +403,7 @@ def drained(work: Work, state: dict[str, Any]) -> Phase | Answer:
         if goes_on:
             return "begin"
         if work.records and not acted:  # the step that was settled just now is the last one
-            work.records[-1] |= {"to": work.here.log_length, "done": True}
+            work.records[-1] |= {"to": work.log_length, "done": True}
         return "finish"
     if not infer:
         if not acted:
@@ -423,7 +432,7 @@ def wait(work: Work) -> Answer:
     """Nothing runs: wait for the inbox, and for whatever resumes a suspended instance."""
     id_, kept = work.here.execution_id, work.context.get("kept", ())
     waits: list[list[str]] = []
-    effects = [AwaitSignal(work.effect_id("inbox"), NODE, inbox_channel(id_))]
+    effects: list[AwaitSignal] = []
     for instance in suspended_instances(work.root):
         info = instance.suspended
         assert info is not None
@@ -435,6 +444,7 @@ def wait(work: Work) -> Answer:
             effect_id = work.effect_id(f"resume{len(waits)}")
             effects.append(AwaitSignal(effect_id, NODE, channel, deadline if channel == usual else None))
             waits.append([instance.id, info.suspend_id])
+    effects.append(AwaitSignal(work.effect_id("inbox"), NODE, inbox_channel(id_)))  # resumes come first
     work.local = {"stage": "wait", "waits": waits} if waits else {"stage": "wait"}
     return work.block(*effects)
 

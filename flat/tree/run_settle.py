@@ -19,7 +19,8 @@ from flat.tree.instance import Instance, active_instance, active_leaves, path_to
 from flat.tree.lower import outcome_from_data
 from flat.tree.messages import Source, user_message
 from flat.tree.prompt import CUT_OFF_NOTE, NUDGE_NOTE
-from flat.tree.run_act import calls_of, cut_off, is_transition
+from flat.tree.run_act import calls_of, cut_off
+from flat.tree.run_hooks import is_transition
 from flat.tree.run_intake import fresh_drain, late_queue
 from flat.tree.run_work import Data, Phase, Work, content_text, told_to
 
@@ -94,12 +95,16 @@ def settle(work: Work) -> Phase | Answer:
 def settle_lane(work: Work, settled: Settled, lane: Lane, order: int) -> None:
     """Say what a leaf said, and apply what it changed."""
     answer = work.local[f"lane{order}"]
-    if not path_to(work.root, lane.leaf.id):
+    if not work.path(lane.leaf.id):
         return  # a leaf before it in this step has taken it out of the tree, with all that it did
     source = Source(instance_id=lane.leaf.id, is_primary=lane.primary)
     if "cede" in answer:
         lane.reason = "cede"
         hand_over(work, settled, lane, source, answer["cede"])
+        return
+    if "suspend" in answer:
+        lane.reason = "suspend"
+        stop_for_a_person(work, order, lane, source, answer["suspend"])
         return
     work.say(answer["message"])
     if lane.primary and work.run.until == "end_turn":
@@ -110,10 +115,13 @@ def settle_lane(work: Work, settled: Settled, lane: Lane, order: int) -> None:
     work.say(*step_messages(asked, outcomes, patches, moves, source))
     lane.spawned = tuple(c.id for move in moves if isinstance(move, Spawned) for c in move.children)
     lane.reason = reason(answer, calls, outcomes, moves)
+    if f"end{order}" in work.local and lane.reason == "tool_use":
+        lane.reason = "end_turn"
     lane.detail = "refused" if answer.get("finish") in ("content_filter", "refusal") else ""
     for data in ceded_by(outcomes, moves):
         delivered(work, settled, lane, data)
     if not lane.ceded:
+        work.say(*(told_to(lane.leaf.id, note, silent=True) for note in work.local.get(f"steer{order}", ())))
         ended(work, settled, lane, source, content_text(answer["message"].get("items")))
 
 
@@ -135,11 +143,12 @@ def applied(
         if outcome is None or not outcome.changes:
             continue
         changes = [work.dated(change_data(change)) for change in outcome.changes]
-        of_root = [c for c in changes if c["kind"] == "cede" and c["instanceId"] == work.tree["id"]]
-        before = work.tree
+        of_root = [c for c in changes if c["kind"] == "cede" and c["instanceId"] == work.root_id]
+        before = work.tree if len(changes) > 1 else None
         refused = [] if of_root else work.change(*changes)
         if refused:
-            work.context["tree"] = before
+            if before is not None:
+                work.tree = before
             error = refused[0][1]
             outcomes[call["id"]] = CallOutcome(content=error.message, is_error=True, code=error.code)
             continue
@@ -169,6 +178,7 @@ def reason(
 def delivered(work: Work, settled: Settled, lane: Lane, content: Any) -> None:
     """The leaf is gone; whoever is above it gets what it hands over."""
     lane.ceded, lane.cede = True, content
+    work.forget(lane.leaf.id)
     if lane.parent is None:
         settled.closed = lane
         return
@@ -188,6 +198,15 @@ def hand_over(work: Work, settled: Settled, lane: Lane, source: Source, content:
     delivered(work, settled, lane, content)
 
 
+def stop_for_a_person(work: Work, order: int, lane: Lane, source: Source, why: str) -> None:
+    """Have the leaf wait, as a hook wants it."""
+    info = {"suspendId": f"error-{work.suffix(order)}", "reason": why}
+    record = work.dated({"kind": "suspend", "instanceId": lane.leaf.id, "suspendInfo": info})
+    work.change(record)
+    metadata = {"source": {"instanceId": source.instance_id, "isPrimary": bool(source.is_primary)}}
+    work.say({"role": "instance", "items": record, "metadata": metadata})
+
+
 def ended(work: Work, settled: Settled, lane: Lane, source: Source, text: str) -> None:
     """Whether a leaf that is still there goes on, and what becomes of a worker that ended its turn."""
     if lane.reason == "tool_use":
@@ -198,17 +217,17 @@ def ended(work: Work, settled: Settled, lane: Lane, source: Source, text: str) -
             work.set_turn(again=[*again, lane.leaf.id])
             work.say(user_message(CUT_OFF_NOTE, to=lane.leaf.id))
             lane.goes_on = True
-    here = path_to(work.root, lane.leaf.id)
-    if not here or not here[-1].node.worker or lane.parent is None:
+    here = work.path(lane.leaf.id)
+    if not here or not here[-1].node.worker or (lane.parent is None and work.run.until != "cede"):
         return
     worked(work, settled, lane, source, text, here[-1])
 
 
 def worked(work: Work, settled: Settled, lane: Lane, source: Source, text: str, leaf: Instance[Any]) -> None:
-    counts = dict(work.context.get("counts", {}))
+    counts: Data = work.context.get("counts", {})
     count = {"steps": 0, "nudges": 0, **counts.get(leaf.id, {})}
     count["steps"] += 1
-    final = not lane.goes_on and lane.reason in ("end_turn", "max_tokens") and not leaf.children
+    final = not lane.goes_on and lane.reason in ("end_turn", "max_tokens") and not work.has_children(leaf.id)
     if final and leaf.node.on_end_turn == "error":
         settled.failure = Failure(
             type="WorkerEndedTurn",
@@ -224,11 +243,8 @@ def worked(work: Work, settled: Settled, lane: Lane, source: Source, text: str, 
         lane.goes_on = False
         notice = f'"{leaf.node.label}" was stopped after {count["steps"]} steps, its limit. {text}'.rstrip()
         hand_over(work, settled, lane, source, notice)
-    if lane.ceded:
-        counts.pop(leaf.id, None)
-    else:
-        counts[leaf.id] = count
-    work.context["counts"] = counts
+    if not lane.ceded:
+        work.context["counts"] = {**counts, leaf.id: count}
 
 
 # -- the step ---------------------------------------------------------------------------------
@@ -263,7 +279,7 @@ def report(work: Work, settled: Settled, since: int, wants: Sequence[str], late:
     elif primary is not None and primary.reason == "suspend":
         work.record("suspend", False, since)
         if over:
-            work.record("awaiting_resume", True, work.here.log_length)
+            work.record("awaiting_resume", True, work.log_length)
     elif primary is not None:
         work.record(primary.reason, over, since, detail=detail)
     elif wants:
@@ -282,7 +298,7 @@ def finish(work: Work) -> Phase | Answer:
     """The turn is over."""
     turn = work.turn
     if turn["open"] and not turn["step"]:  # nobody could even begin
-        since = turn["carry"] if turn.get("carry") is not None else work.here.log_length
+        since = turn["carry"] if turn.get("carry") is not None else work.log_length
         work.record("awaiting_resume" if waiting(work) else "end_turn", True, since)
     reason_ = work.records[-1]["reason"] if work.records else "end_turn"
     work.context["turn"] = {k: turn[k] for k in ("n", "step", "from")} | {
@@ -291,6 +307,7 @@ def finish(work: Work) -> Phase | Answer:
     }
     for key in ("wants", "live"):
         work.context.pop(key, None)
+    work.forget(*(id_ for id_ in work.context.get("counts", {}) if not path_to(work.root, id_)))
     work.local = {}
     if work.run.until == "end_turn" and reason_ != "awaiting_resume" and not waiting(work):
         return work.close("end_turn", work.context.pop("answer", None))

@@ -8,6 +8,7 @@ The context of a tree execution holds
     clients   results of commands by client id       ids      ids of messages that were taken
     live      what ephemeral messages show, by their place in the log, during one turn
     kept      suspensions whose time is over and that were to be kept
+    launches  true once a part of the tree was started as an execution of its own
 
 and the messages are the execution's log.
 """
@@ -25,6 +26,8 @@ from flat.core.failure import Failure
 from flat.core.grown import Grown
 from flat.core.op import Answer, Block, Goto, Raise, View
 from flat.errors import TreeError
+from flat.tree.batch import Batch
+from flat.tree.changes import change_from_data
 from flat.tree.instance import Instance, path_to
 from flat.tree.lower import TreeBinding
 from flat.tree.messages import Message, message_data, user_message
@@ -47,33 +50,62 @@ class Work:
         self.run, self.here = run, here
         self.binding: TreeBinding = run.bound
         self.context: dict[str, Any] = dict(here.context)
-        self.local: dict[str, Any] = dict(here.local or {})
+        own = (
+            here.own is not None and here.own is here.local
+        )  # among many answers of one commit: no copy for each
+        self.local: dict[str, Any] = here.local if own else dict(here.local or {})
         self.records: list[dict[str, Any]] = []
-        self._live: tuple[Any, Instance[Any]] | None = None
+        self._said: list[Data] = []
+        self._batch: Batch | None = None
+        """The tree, once it is being changed."""
 
     # -- the tree -----------------------------------------------------------------
 
     @property
     def tree(self) -> Data:
+        """The tree as data; whoever changes it gets another one."""
+        if self._batch is not None:
+            self.context["tree"] = self.binding.data(self._batch.root)
         tree: Data = self.context["tree"]
         return tree
+
+    @tree.setter
+    def tree(self, data: Data) -> None:
+        self.context["tree"], self._batch = data, None
 
     @property
     def root(self) -> Instance[Any]:
         """The tree, live."""
-        if self._live is None or self._live[0] is not self.tree:
-            self._live = (self.tree, self.binding.tree(self.tree))
-        return self._live[1]
+        return self.binding.tree(self.context["tree"]) if self._batch is None else self._batch.root
 
     def path(self, leaf_id: str) -> tuple[Instance[Any], ...]:
-        return path_to(self.root, leaf_id)
+        """The way to an instance, empty when it is not there; of the last one, the children are `has_children`."""
+        return path_to(self.root, leaf_id) if self._batch is None else self._batch.path(leaf_id)
+
+    @property
+    def root_id(self) -> str:
+        id_: str = self.context["tree"]["id"]
+        return id_
+
+    def has_children(self, leaf_id: str) -> bool:
+        if self._batch is not None:
+            return self._batch.has_children(leaf_id)
+        return bool(self.path(leaf_id)[-1].children)
+
+    def data_of(self, leaf_id: str) -> Data:
+        """An instance of the tree, as data."""
+        found = self.tree
+        for instance in self.path(leaf_id)[1:]:
+            found = next(child for child in found["children"] if child["id"] == instance.id)
+        return found
 
     def change(self, *changes: Data) -> list[tuple[int, TreeError]]:
         """Apply changes; gives those that were refused, with their places."""
         if not changes:
             return []
-        self.context["tree"], refused = self.binding.after(self.tree, changes)
-        return refused
+        if self._batch is None:
+            self._batch = self.binding.batch(self.tree)
+        return self._batch.apply([change_from_data(change) for change in changes])
 
     def dated(self, change: Data) -> Data:
         """The change, with the time where a suspension begins and an id for every child that has none."""
@@ -83,7 +115,7 @@ class Work:
             return {**change, "suspendInfo": {**info, "suspendedAt": at}}
         if change.get("kind") == "spawn":
             children = [
-                child if child.get("id") else {**child, "id": f"{self.here.log_length}.{i}"}
+                child if child.get("id") else {**child, "id": f"{self.log_length}.{i}"}
                 for i, child in enumerate(change.get("children") or ())
             ]
             return {**change, "children": children}
@@ -101,14 +133,14 @@ class Work:
 
     def record(self, reason: str, done: bool, since: int, **more: Any) -> None:
         """Report a step: why it ended, whether the run did, and which part of the log is its history."""
-        told = {key: value for key, value in more.items() if value not in (None, [], ())}
+        told = {key: value for key, value in more.items() if value not in (None, "", [], ())}
         self.records.append(
             {
                 "id": f"{self.turn['n']}.{self.turn['step']}.{len(self.records)}",
                 "reason": reason,
                 "done": done,
                 "from": since,
-                "to": self.here.log_length,
+                "to": self.log_length,
                 **told,
             }
         )
@@ -116,7 +148,12 @@ class Work:
     # -- saying -------------------------------------------------------------------
 
     def say(self, *messages: Message | Data) -> None:
-        self.here.say(*(message_data(m) if isinstance(m, Message) else m for m in messages))
+        self._said += (message_data(m) if isinstance(m, Message) else m for m in messages)
+
+    @property
+    def log_length(self) -> int:
+        """How many messages the log has, with those that are said now."""
+        return self.here.log_length + len(self._said)
 
     def deliver(self, content: Any, source: str, to: str) -> bool:
         """Tell an instance what another one hands over: text, or messages as data. False when it is nothing."""
@@ -130,6 +167,11 @@ class Work:
             metadata = {**origin, **(message.get("metadata") or {})}
             self.say({**message, "metadata": metadata})
         return True
+
+    def tell(self) -> None:
+        """Hand what was said to the engine, all at once."""
+        self.here.say(*self._said)
+        self._said.clear()
 
     # -- answers ------------------------------------------------------------------
 
@@ -164,9 +206,21 @@ class Work:
         return self.reenter(problem=problem, inbox=None)
 
     def kept(self) -> Data:
+        self.tree = self.tree
         if self.records:
             self.context["steps"] = self.records
         return self.context
+
+    def forget(self, *leaf_ids: str) -> None:
+        """Drop what was counted of workers that are gone."""
+        counts: Data = self.context.get("counts", {})
+        if not any(leaf_id in counts for leaf_id in leaf_ids):
+            return
+        left = {leaf_id: count for leaf_id, count in counts.items() if leaf_id not in leaf_ids}
+        if left:
+            self.context["counts"] = left
+        else:
+            del self.context["counts"]
 
     def grow(self, key: str, *items: Any) -> None:
         """Append to a list of the context, which is stored as what was added."""

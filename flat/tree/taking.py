@@ -104,7 +104,10 @@ def change_of(
             "bad_transition_result",
             f"a transition returns transition_to(…), spawn(…), cede(…) or suspend(…), got {type(result).__name__}",
         )
-    applied(charter, root, change)
+    if isinstance(change, Ceded | Suspended):
+        get_path(root, instance_id)  # nothing else can be wrong with these
+    else:
+        applied(charter, root, change)
     return change
 
 
@@ -121,6 +124,8 @@ def _child(charter: Charter, target: SpawnTarget, new_id: NewId) -> NewChild:
     node, data = _target(charter, target.node)
     if target.background and not node.worker:
         raise CallRefused("two_primaries", f'"{node.label}" is no worker and cannot run in the background')
+    if target.launch and not node.worker:
+        raise CallRefused("launched", f'"{node.label}" is no worker and cannot be an execution of its own')
     return NewChild(
         node=data,
         state=target_state(node, as_plain(target.state)),

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flat.runtime.trees import TreeMachine, create_machine, run_machine
-
 from flat.runtime.tree_steps import MachineStep
+from flat.runtime.trees import TreeMachine, create_machine, run_machine
 from flat.testing.executor import ScriptedExecutor
 from flat.tree import (
     Cede,

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, model_validator
 from travel import Desk
 
 from flat.errors import CharterError, StateError
+from flat.tree.node import Node
 from flat.tree.schema import (
     JsonSchema,
     as_schema,
@@ -216,3 +217,7 @@ def test_a_stored_schema_checks_like_the_one_it_was_made_of() -> None:
     assert back.validate({"left": {"size": 1}, "size": 2}) == {"left": {"size": 1, "left": None}, "size": 2}
     with pytest.raises(StateError):
         back.validate({"left": {}, "size": 2})
+
+
+def test_a_node_without_a_model_of_its_state_begins_with_an_empty_one() -> None:
+    assert Node("Greet.", name="greeter").initial_state == {}
