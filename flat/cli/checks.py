@@ -5,34 +5,45 @@ from __future__ import annotations
 import contextlib
 import json as json_format
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flat.cli.ending import DONE, say
-from flat.cli.project import find_project
+from flat.cli.project import Project, find_project
 from flat.cli.text import count
-from flat.errors import DefinitionError, Problem, SpecError
+from flat.errors import DefinitionError, Problem, SpecError, did_you_mean, nearest
 
 if TYPE_CHECKING:
     from flat.core.program import Program
     from flat.spec.sources import MachineSource
+    from flat.tree.charter import Charter
 
 INVALID = SpecError.exit_code
 
 
 def validate(paths: Sequence[Path], *, json: bool, strict: bool, compat: bool) -> int:
     """Check each machine, say what was found, and give 0 if all can be run."""
-    found = {path: _problems(path, compat) for path in paths}
+    found, charters = {}, {}
+    for path in paths:
+        charters[path], found[path] = _checked(path, compat)
     failed = any(p.severity == "error" or strict for problems in found.values() for p in problems)
     if json:
-        say(json_format.dumps([_data(path, problems, strict) for path, problems in found.items()], indent=2))
+        data = [_data(path, problems, strict) for path, problems in found.items()]
+        for one, charter in zip(data, charters.values(), strict=True):
+            if charter is not None:
+                one["charter"] = charter.describe()
+        say(json_format.dumps(data, indent=2))
     else:
         for path, problems in found.items():
             for problem in problems:
                 say(f"{problem}\n")
             say(_summary(path, problems))
+            if (charter := charters[path]) is not None:
+                from flat.cli.tree_checks import charter_lines
+
+                say("\n".join(charter_lines(charter)))
     return INVALID if failed else DONE
 
 
@@ -41,8 +52,27 @@ def graph(path: Path, *, compat: bool) -> int:
     from flat.runtime import load
     from flat.runtime.graph import mermaid
 
-    say(mermaid(load(find_project(path).machine, compat=compat).program).rstrip("\n"))
+    project = find_project(path)
+    if project.charter:
+        from flat.cli import tree_checks
+
+        say(tree_checks.charter_mermaid(tree_checks.load(path)).rstrip("\n"))
+        return DONE
+    say(mermaid(load(project.machine, compat=compat).program).rstrip("\n"))
     return DONE
+
+
+def _checked(path: Path, compat: bool) -> tuple[Charter | None, list[Problem]]:
+    """A charter, if it is one, and everything that is wrong with it or with the machine."""
+    try:
+        charter = find_project(path).charter
+    except DefinitionError as error:
+        return None, _of(error)
+    if not charter:
+        return None, _problems(path, compat)
+    from flat.cli.tree_checks import charter_problems  # machines of states do without
+
+    return charter_problems(path)
 
 
 def _problems(path: Path, compat: bool) -> list[Problem]:
@@ -52,6 +82,8 @@ def _problems(path: Path, compat: bool) -> list[Problem]:
     except DefinitionError as error:
         return _of(error)
     problems = _machine_problems(project.machine, compat, {})
+    with contextlib.suppress(DefinitionError):  # which was said above
+        problems += _hook_problems(project, compat)
     if project.script is not None and not project.script.is_file():
         problems.append(Problem("project", f"{project.file}: there is no script {project.script}"))
     return problems
@@ -69,6 +101,36 @@ def _machine_problems(path: Path, compat: bool, seen: dict[Path, None], **inheri
     except DefinitionError as error:
         return _of(error)
     return [*source.problems, *_agent_problems(program, compat), *_below(source, seen)]
+
+
+def _hook_problems(project: Project, compat: bool) -> Iterator[Problem]:
+    """Warn of hooks that a machine names and its project does not register; a Python program may."""
+    from flat.spec.load import load_machine
+
+    document = load_machine(project.machine, compat=compat).document
+    registry = project.registry()
+    states = document.get(("data", "states")) or {}
+    places = [
+        ("data", "hooks"),
+        ("data", "lifecycle_hooks"),
+        *(("data", "states", s, "hooks") for s in states),
+    ]
+    for place in places:
+        for name in _hook_names(document.get(place)):
+            if name not in registry.factories:
+                hint = f'add under [hooks] in flat.toml: {name} = "hooks.py:Class"'
+                if nearest(name, list(registry.factories)):
+                    hint = did_you_mean(name, registry.factories)
+                said = f'nothing is registered as the hooks "{name}"'
+                yield Problem("unknown-hooks", said, document.locate(place), hint, "warning")
+
+
+def _hook_names(value: Any) -> list[str]:
+    """The names in a `hooks` field, however it is written."""
+    if isinstance(value, list):
+        return [name for one in value for name in _hook_names(one)]
+    name = value.get("name") if isinstance(value, Mapping) else value
+    return [name] if isinstance(name, str) and name else []
 
 
 def _of(error: DefinitionError) -> list[Problem]:
@@ -94,7 +156,11 @@ def _below(source: MachineSource, seen: dict[Path, None]) -> Iterator[Problem]:
     catalogue = None if source.catalogue is None else profiles_data(source.catalogue)
     inherited: dict[str, Any] = {"roots": source.roots, "catalogue": catalogue}
     for child in source.machines.values():
-        if child.inline:  # what is wrong in it was said where it stands
+        if child.tree is not None:
+            from flat.cli.tree_checks import entry_problems  # machines of states do without
+
+            yield from entry_problems(child.name, child.tree, source.directory, source.machines)
+        elif child.inline:  # what is wrong in it was said where it stands
             with contextlib.suppress(DefinitionError):
                 nested = load_machine_dict(child.inline, source.directory, compat=source.compat, **inherited)
                 yield from _below(nested, seen)

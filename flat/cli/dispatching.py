@@ -1,8 +1,7 @@
 """`flat dispatch`: resume whatever is parked and has a signal, or a timer that is due.
 
-An execution goes on with the program that is stored with it; its hooks come from the project that it was started from,
-if that is below the working directory or a folder named by `--project`: a store must not choose which code is imported.
-Those of other projects are left to their own dispatchers.
+`cli.worker_machines` says which executions a dispatcher may resume; those of other projects are left to their own.
+What it shares with `flat worker` is here, too.
 """
 
 from __future__ import annotations
@@ -18,18 +17,16 @@ import anyio
 
 from flat.backends.triggers import TriggerBackend
 from flat.cli.ending import DONE, FAILED, Interrupted, UsageError, complain, say, say_json
-from flat.cli.models import end_models, model_for
-from flat.cli.project import find_project
+from flat.cli.models import end_models
 from flat.cli.running import log_to_stderr, quiet_stdout
 from flat.cli.show import Show
 from flat.cli.signals import trigger_for
 from flat.cli.stopping import Stop
 from flat.cli.stores import MEMORY, store_url
 from flat.cli.text import count, one_line, short_id
-from flat.drivers.dispatch import Declined, Dispatcher, Report
-from flat.errors import BackendError, ExecutionNotFound, FlatError
-from flat.runtime import Machine, Outcome, Runtime
-from flat.runtime.machine import program_of
+from flat.cli.worker_machines import Finder, trusted
+from flat.drivers.dispatch import Dispatcher, Report
+from flat.runtime import Outcome, Runtime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +49,10 @@ def dispatch(order: Order, *, show: Show, store: str | None, verbose: int) -> in
     url = store_url(store)
     if url == MEMORY:
         raise UsageError("a dispatcher needs a store that is kept; name one with --store")
-    work = _Work(order, show, url)
+    for place in order.projects:
+        if not place.is_dir():
+            raise UsageError(f"--project {place} is not a folder")
+    work = Work(order, show, url)
     try:
         with work.stack, work.stop.listening(), quiet_stdout(show):
             done = anyio.run(work.run)
@@ -64,13 +64,16 @@ def dispatch(order: Order, *, show: Show, store: str | None, verbose: int) -> in
 
 
 @dataclass
-class _Work:
+class Work:
+    """One dispatch: the dispatcher at work, and what is told of it."""
+
     order: Order
     show: Show
     url: str
     stop: Stop = field(default_factory=Stop)
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     buried: int = 0
+    hint: str = "; name its folder by --project"
     told: set[tuple[str, str]] = field(default_factory=set)
     """Who was left and why, as far as it was said."""
     out: IO[str] = field(default_factory=lambda: sys.stdout)
@@ -94,18 +97,17 @@ class _Work:
 
     async def _dispatch(self, runtime: Runtime) -> None:
         order = self.order
-        finder = _Finder(runtime, self)
+        finder = self.finder(runtime)
 
-        async def resume(execution_id: str) -> None:
-            machine = await finder.machine(execution_id)
-            self._tell_resumed(machine.name, await runtime.resume(execution_id, machine))
+        async def resume(execution_id: str) -> Outcome:
+            return await self.resume(runtime, finder, execution_id)
 
         dispatcher = Dispatcher(
             runtime.opened(), resume, runtime.clock, order.concurrency, order.attempts, order.poll
         )
         if not order.watch:
             report = await dispatcher.dispatch_once()
-            self._tell(report)
+            self.tell(report)
             self._tell_end(report)
             return
         if not self.show.json:
@@ -113,17 +115,30 @@ class _Work:
         asked = order.trigger is not None or order.trigger_path is not None
         wakes_by_itself = isinstance(dispatcher.store, TriggerBackend) and not asked
         trigger = None if wakes_by_itself else trigger_for(order.trigger, order.trigger_path)
-        await dispatcher.watch(trigger, told=self._tell)
+        await dispatcher.watch(trigger, told=self.tell)
+
+    def finder(self, runtime: Runtime) -> Finder:
+        trust = trusted(self.order.projects, hint=self.hint)
+        return Finder(runtime, trust, self.stack, self.order.live, self.show)
+
+    async def resume(self, runtime: Runtime, finder: Finder, execution_id: str) -> Outcome:
+        """Resume an execution with its own machine, and tell what it came to."""
+        machine = await finder.machine(execution_id)
+        # A charter is code, so that a session goes on with the one of now.
+        outcome = await runtime.resume(execution_id, machine, adopt=machine.tree is not None)
+        if outcome.ran:
+            self.tell_resumed(machine.name, outcome)
+        return outcome
 
     # -- telling -----------------------------------------------------------------------------
 
-    def _event(self, event: str, **facts: object) -> None:
+    def event(self, event: str, **facts: object) -> None:
         say_json({"event": event, **facts}, self.out)
 
-    def _tell_resumed(self, name: str, outcome: Outcome) -> None:
+    def tell_resumed(self, name: str, outcome: Outcome) -> None:
         self.stop.begun = False  # what runs is not one execution that a message could name
         if self.show.json:
-            self._event(
+            self.event(
                 "resumed", execution_id=outcome.execution_id, machine=name, status=outcome.status,
                 waiting_on=list(outcome.waiting_on) if outcome.status == "waiting" else [],
             )  # fmt: skip
@@ -133,11 +148,11 @@ class _Work:
         why = f": {one_line(outcome.failure.message)}" if outcome.failure is not None else ""
         say(f"{short_id(outcome.execution_id)}  {one_line(name, 40)}  {outcome.status}{waits}{why}")
 
-    def _tell(self, report: Report) -> None:
+    def tell(self, report: Report) -> None:
         self.buried += len(report.buried)
         for letter in report.buried:
             if self.show.json:
-                self._event(
+                self.event(
                     "buried", signal_id=letter.signal_id, channel=letter.channel,
                     execution_id=letter.execution_id, reason=letter.reason,
                 )  # fmt: skip
@@ -151,13 +166,13 @@ class _Work:
                 continue
             self.told.add((execution_id, reason))
             if self.show.json:
-                self._event("left", execution_id=execution_id, reason=reason)
+                self.event("left", execution_id=execution_id, reason=reason)
             else:
                 complain(f"{short_id(execution_id)} is left as it is: {one_line(reason, 400)}")
 
     def _tell_end(self, report: Report) -> None:
         if self.show.json:
-            self._event(
+            self.event(
                 "dispatched", resumed=report.resumed, fanned_out=report.fanned_out, left=report.left,
                 buried=[letter.signal_id for letter in report.buried],
             )  # fmt: skip
@@ -165,50 +180,3 @@ class _Work:
             say("nothing to do: no execution has a signal or a timer that is due")
         else:
             say(f"resumed {count(len(set(report.resumed)), 'execution')}")
-
-
-class _Finder:
-    """Finds the machine of an execution; each is made once, and its model started once."""
-
-    def __init__(self, runtime: Runtime, work: _Work) -> None:
-        self._runtime, self._work = runtime, work
-        folders = work.order.projects or (Path.cwd(),)
-        for folder in folders:
-            if not folder.is_dir():
-                raise UsageError(f"--project {folder} is not a folder")
-        self._roots = [folder.resolve() for folder in folders]
-        self._machines: dict[str, Machine] = {}
-
-    async def machine(self, execution_id: str) -> Machine:
-        store = self._runtime.opened()
-        execution = await store.get(execution_id)
-        if execution is None:
-            raise ExecutionNotFound(execution_id)
-        if (known := self._machines.get(execution.program)) is not None:
-            return known
-        text = await store.get_config(execution.program)
-        try:
-            if text is None:
-                raise BackendError("its program is not in this store")
-            machine = self._machines[execution.program] = self._make(text)
-        except FlatError as error:
-            # Not the signal's fault: it must stay where it is until this is mended, or for another dispatcher.
-            raise Declined(str(error)) from error
-        return machine
-
-    def _make(self, text: bytes) -> Machine:
-        program, origin = program_of(text)
-        if origin is None:
-            raise BackendError("its store does not say which file it came from; use flat resume ID FILE")
-        origin = origin.resolve()
-        if not any(origin.is_relative_to(root) for root in self._roots):
-            shown = " or ".join(str(root) for root in self._roots)
-            raise BackendError(
-                f"it came from {origin}, which is not below {shown}; name its folder by --project"
-            )
-        if not origin.exists():
-            raise BackendError(f"{origin}, which it was started from, is gone; use flat resume ID FILE")
-        project = find_project(origin)
-        machine = Machine(program, project.registry(), origin=origin)
-        self._work.stack.enter_context(model_for(machine, project, self._work.order.live, self._work.show))
-        return machine

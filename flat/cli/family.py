@@ -43,6 +43,13 @@ def child_of(channel: str) -> str | None:
 
 async def family_of(runtime: Runtime, execution: Execution) -> Member | None:
     """The tree that an execution belongs to, from its topmost ancestor on; None if it is alone."""
+    top = await top_of(runtime, execution)
+    family = await descendants(runtime, top)
+    return family if family.children or execution.parent is not None else None
+
+
+async def top_of(runtime: Runtime, execution: Execution) -> Execution:
+    """The topmost ancestor of an execution; itself if nobody started it."""
     top, seen = execution, {execution.execution_id}
     while top.parent is not None and top.parent not in seen:
         seen.add(top.parent)
@@ -50,8 +57,7 @@ async def family_of(runtime: Runtime, execution: Execution) -> Member | None:
         if above is None:  # deleted
             break
         top = above
-    family = await descendants(runtime, top)
-    return family if family.children or execution.parent is not None else None
+    return top
 
 
 async def descendants(runtime: Runtime, execution: Execution, most: int = MOST) -> Member:

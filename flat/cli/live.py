@@ -6,10 +6,12 @@ Rows that are finished stay. Of a long run the last ones are shown, and how many
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
@@ -33,7 +35,7 @@ COLOURS = {"done": "green", "failed": "red", "cancelled": "yellow", "limit": "ye
 class Visit:
     """One row: a visit of a state, and what it did."""
 
-    step: int
+    step: int | str
     node: str
     began: float
     doing: list[str] = field(default_factory=list)
@@ -51,6 +53,8 @@ class Visit:
     children: int = 0
     over: int = 0
     """How many of those have ended."""
+    lane: str = ""
+    """Which of the instances of a tree it is that run side by side."""
 
     def words(self, now: float) -> Text:
         parts = [*self.doing]
@@ -73,6 +77,9 @@ class Visit:
 
 class LiveProgress:
     """The observer, and what rich draws."""
+
+    place = "state"
+    """What a row is a visit of."""
 
     def __init__(self, name: str, decided: str = "") -> None:
         self._name, self._decided = one_line(name), decided
@@ -143,6 +150,8 @@ class LiveProgress:
         self._trouble = "empty answer"
         if facts["effect"] == "child":
             visit.over += 1
+        elif "error" in facts:
+            visit.doing.append(f"{one_line(facts['what'])} gave an error: {one_line(facts['error'])[:80]}")
         elif (what := one_line(facts["what"])) not in visit.doing:
             visit.doing.append(what)
         if "tokens" in facts:
@@ -172,7 +181,7 @@ class LiveProgress:
         wide = options.max_width >= NARROW
         table = Table(box=None, pad_edge=False, show_edge=False, expand=False)
         table.add_column("step", justify="right", header_style="dim", no_wrap=True)
-        table.add_column("state", header_style="dim", overflow="fold", min_width=5)
+        table.add_column(self.place, header_style="dim", overflow="fold", min_width=5)
         table.add_column("", overflow="fold")
         for heading in ("tokens", "cost", "time") if wide else ("time",):
             table.add_column(heading, justify="right", header_style="dim", no_wrap=True)
@@ -219,10 +228,62 @@ class Bar:
 
 
 @contextlib.contextmanager
-def live_view(name: str, decided: str) -> Iterator[LiveProgress]:
+def live_view(name: str, decided: str, *, tree: bool = False) -> Iterator[LiveProgress]:
     """The view, drawn while this is open; its last frame stays."""
     progress = LiveProgress(name, decided)
-    # Markup and highlighting are off: what models say is shown, not obeyed.
-    console = Console(markup=False, highlight=False, emoji=False)
-    with Live(progress, console=console, refresh_per_second=REFRESHES, vertical_overflow="crop"):
+    if tree:
+        from flat.cli.tree_view import LiveTreeProgress
+
+        progress = LiveTreeProgress(name, decided)
+    view = _View(progress)
+    before = sys.stdin
+    sys.stdin = _Typed(before, view)
+    view.show()
+    try:
         yield progress
+    finally:
+        sys.stdin = before
+        view.leave(transient=False)
+
+
+class _View:
+    """The frame that is redrawn."""
+
+    def __init__(self, progress: LiveProgress) -> None:
+        # Markup and highlighting are off: what models say is shown, not obeyed.
+        self._console = Console(markup=False, highlight=False, emoji=False)
+        self._progress = progress
+
+    def show(self) -> None:
+        self._live = Live(
+            self._progress,
+            console=self._console,
+            refresh_per_second=REFRESHES,
+            vertical_overflow="crop",
+        )
+        self._live.start()
+
+    def leave(self, *, transient: bool) -> None:
+        """Stop drawing. The last frame stays, unless it is `transient`."""
+        self._live.transient = transient
+        self._live.stop()
+
+
+class _Typed:
+    """Standard input that takes the view away while the user's code reads, and puts it back below what was typed."""
+
+    def __init__(self, stdin: TextIO, view: _View) -> None:
+        self._stdin, self._view = stdin, view
+
+    def readline(self, size: int = -1) -> str:
+        self._view.leave(transient=True)
+        try:
+            return self._stdin.readline(size)
+        finally:
+            self._view.show()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.readline, "")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stdin, name)

@@ -21,6 +21,7 @@ from flat.cli.runs import execution_data, shown_status, when
 from flat.cli.stores import DEFAULT, full_id, need_store, resume_hint, store_url
 from flat.cli.tables import cut, room
 from flat.cli.text import count, money, one_line, seconds, short_id
+from flat.cli.tree_show import place_words, tree_lines
 from flat.core.snapshot import Snapshot
 from flat.runtime import Runtime
 from flat.runtime.history import ABSENT, Change, Diff, Moment, Origin, Place, diff, forked_from, moment
@@ -127,7 +128,7 @@ class _Page:
             ("execution", e.execution_id),
             ("machine", e.name),
             ("status", self.status),
-            ("state", f"{self.snapshot.root.node} (step {self.snapshot.steps})"),
+            ("state", self._place()),
             ("started", when(e.created_at)),
             ("took", seconds(e.updated_at - e.created_at)),
             ("stored", count(e.seq + 1, "checkpoint")),
@@ -136,6 +137,8 @@ class _Page:
             facts.append(("forked", _origin_words(self.origin)))
         facts += _facts(self.snapshot, e.channels, finished=e.status == "done") + self.next()
         lines = [_fact(name, value) for name, value in facts]
+        if e.kind == "tree" and (tree := tree_lines(self.snapshot.root.context, width)):
+            lines += ["", "tree:", *tree]
         if self.family is not None:
             lines += ["", "family:", *family_lines(self.family, e.execution_id, width)]
         if self.steps:
@@ -145,6 +148,11 @@ class _Page:
                 lines.append(cut(_checkpoint_line(seq, one, before, self.history[0][1].started_at), width))
                 before = one.root.context
         return lines
+
+    def _place(self) -> str:
+        if self.execution.kind == "tree":
+            return place_words(self.snapshot.root.context)
+        return f"{self.snapshot.root.node} (step {self.snapshot.steps})"
 
     def next(self) -> list[tuple[str, str]]:
         """What one can do about it, as commands."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ def model_for(machine: Machine, project: Project, live: bool | None, show: Show)
         _start_import()
         with scripted_model(project.script) as url:
             machine.make_agent = partial(_scripted_agent, machine.make_agent, url)
+            machine.model = _scripted_settings(url)
             show.note(_scripted_line(project.script, missing))
             yield
         return
@@ -47,15 +49,48 @@ def model_for(machine: Machine, project: Project, live: bool | None, show: Show)
 
 
 def _settings(machine: Machine) -> dict[str, Mapping[str, Any]]:
-    """The model settings of the machine's own agents, by name."""
+    """The model settings of all agents that a run may ask, those of child machines included."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for one in _family(machine):
+        for name, settings in _own_settings(one).items():
+            found[f"{one.name}/{name}" if name in found else name] = settings
+    return found
+
+
+def _family(machine: Machine) -> Iterator[Machine]:
+    """The machine and those below it, each once: machines may call each other in a ring."""
+    from flat.runtime.loading import child_of
+
+    # Loaded apart from those that will run: these are to get their models when it is known which.
+    todo, seen = [replace(machine, children={})], set[str]()
+    while todo:
+        one = todo.pop(0)
+        if one.program.digest in seen:
+            continue
+        seen.add(one.program.digest)
+        yield one
+        for name, reference in one.program.machines.items():
+            if "tree" not in reference:  # `_own_settings` asks the trees
+                with contextlib.suppress(FlatError, OSError):  # it is told when the child is run
+                    todo.append(child_of(one, name))
+
+
+def _own_settings(machine: Machine) -> dict[str, Mapping[str, Any]]:
+    """Those of its own agents, by name; of a tree, and of the trees that it runs, by node."""
+    found: dict[str, Mapping[str, Any]] = {}
+    if machine.tree is not None or any("tree" in ref for ref in machine.program.machines.values()):
+        from flat.cli.trees import node_settings
+
+        found = node_settings(machine)
     if not machine.calls_models():
-        return {}
+        return found
     from flat.agents.bundle import model_settings
 
     wanted = {
         n: c for n, c in machine.program.agents.items() if n not in machine.agents and not c.get("problem")
     }
-    return {n: model_settings(c["config"], c["catalogue"], name=c["name"] or n) for n, c in wanted.items()}
+    own = {n: model_settings(c["config"], c["catalogue"], name=c["name"] or n) for n, c in wanted.items()}
+    return {**found, **own}
 
 
 def _missing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, list[tuple[str, ...]]]:
@@ -114,7 +149,11 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 def _scripted_agent(make: Any, url: str, name: str, config: Mapping[str, Any]) -> Any:
     """The agent as written, but for its model: whatever its profile says, the script answers."""
-    return make(name, config, overrides={"provider": "openai", "base_url": url, "api_key": SCRIPT_KEY})
+    return make(name, config, overrides=_scripted_settings(url))
+
+
+def _scripted_settings(url: str) -> dict[str, Any]:
+    return {"provider": "openai", "base_url": url, "api_key": SCRIPT_KEY}
 
 
 def _scripted_line(script: Path, missing: Mapping[str, list[tuple[str, ...]]]) -> str:

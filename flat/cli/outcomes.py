@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from flat.cli.ending import BY_STATUS, TIMED_OUT, Interrupted, complain
@@ -43,7 +44,13 @@ def result_data(outcome: Outcome) -> dict[str, Any]:
         "failure": failure_data(outcome.failure, outcome.node),
         "waiting_on": list(outcome.waiting_on),
         "in_doubt": [
-            {"effect_id": d.effect_id, "what": d.what, "state": d.node, "policy": d.policy}
+            {
+                "effect_id": d.effect_id,
+                "execution_id": d.execution_id,
+                "what": d.what,
+                "state": d.node,
+                "policy": d.policy,
+            }
             for d in outcome.in_doubt
         ],
         "exit_code": exit_code(outcome),
@@ -55,6 +62,9 @@ def explain(outcome: Outcome, commands: Commands) -> None:
     match outcome.status:
         case "failed":
             complain(_failed(outcome, commands))
+        case "waiting" if (child := _child_in_doubt(outcome)) is not None:
+            resume = f"flat resume {child}{commands['store']}"
+            complain(f"child {child}: {_in_doubt(outcome, resume)}\nthen: {commands['resume']}")
         case "waiting":
             channels = ", ".join(f'"{one_line(c)}"' for c in outcome.waiting_on)
             if not commands["kept"]:
@@ -63,7 +73,7 @@ def explain(outcome: Outcome, commands: Commands) -> None:
             first = one_line(outcome.waiting_on[0]) if outcome.waiting_on else "CHANNEL"
             complain(
                 f"waiting for a signal on {channels}; "
-                f"send it with: flat signal '{first}' JSON{commands['store']}\n"
+                f"send it with: flat signal {shlex.quote(first)} JSON{commands['store']}\n"
                 f"then: {commands['resume']}"
             )
         case "limit":
@@ -84,6 +94,18 @@ def _failed(outcome: Outcome, commands: Commands) -> str:
     where = f'{place}{failure.type} in state "{one_line(outcome.node)}"'
     then = f"\nsee what happened with: {commands['show']}" if commands["kept"] else ""
     return f"error: {where}: {what}{then}"
+
+
+def _child_in_doubt(outcome: Outcome) -> str | None:
+    """The id of a child that a person has to decide about before its parent can go on."""
+    return next(
+        (
+            d.execution_id
+            for d in outcome.in_doubt
+            if d.policy == "ask" and d.execution_id != outcome.execution_id
+        ),
+        None,
+    )
 
 
 def _in_doubt(outcome: Outcome, resume: str) -> str:

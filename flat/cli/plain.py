@@ -86,6 +86,8 @@ class PlainProgress:
         if "tokens" in facts and (facts["tokens"] or not child):
             spent = f"{count(facts['tokens'], 'token')}, {money(facts['cost'], facts['priced'])}, {took}"
             self._at(notice, f"{one_line(facts['what'])} {'done' if child else 'answered'} ({spent})")
+        elif "error" in facts:
+            self._at(notice, f"{one_line(facts['what'])} gave an error: {one_line(facts['error'])[:120]}")
         else:
             self._at(notice, f"{one_line(facts['what'])} done ({took})")
 

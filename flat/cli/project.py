@@ -1,8 +1,9 @@
 """`flat.toml`, the project file beside a machine: what to run, and which Python belongs to it.
 
     [run]
-    machine = "config/machine.yml"
+    machine = "config/machine.yml" # or a charter: "desk.py:charter"
     input = {target = "Hello, World!"}
+    input_files = {log = "log.txt"}    # inputs that are the texts of files
     max_agent_calls = 20
 
     [hooks]                        # the only way from a name in a machine file to code
@@ -29,8 +30,9 @@ from flat.hooks import HooksRegistry
 
 NAME = "flat.toml"
 _WORDS = {str: "text", int: "a number", dict: "a table"}
+_REFERENCE = re.compile(r"[\w.\-]+:[A-Za-z_]\w*")
 _KEYS: dict[str, dict[str, type]] = {
-    "run": {"machine": str, "input": dict, "max_steps": int, "max_agent_calls": int},
+    "run": {"machine": str, "input": dict, "input_files": dict, "max_steps": int, "max_agent_calls": int},
     "model": {"script": str},
 }
 
@@ -48,6 +50,8 @@ class Project:
     max_agent_calls: int | None = None
     hooks: Mapping[str, str] = field(default_factory=dict)
     script: Path | None = None
+    charter: bool = False
+    """True when the machine is no file, but a charter by its reference."""
 
     def registry(self) -> HooksRegistry:
         """The hooks by name. Their code is imported when a machine asks for them, not before."""
@@ -62,11 +66,19 @@ def find_project(given: Path) -> Project:
     from flat.spec.files import find_machine
 
     given = given.expanduser()
+    if is_reference(given):
+        file = given.parent / NAME
+        data = _read(file) if file.is_file() else {}
+        return (
+            _project(given, file, data) if data else Project(machine=given, folder=given.parent, charter=True)
+        )
     if given.name == NAME:
         given = given.parent
     if (given / NAME).is_file():
         data = _read(given / NAME)
         named = data.get("run", {}).get("machine")
+        if named and is_reference(given / named):
+            return _project(given / named, given / NAME, data)
         machine = find_machine(given / named if named else given)
         return _project(machine, given / NAME, data)
     machine = find_machine(given)
@@ -74,6 +86,11 @@ def find_project(given: Path) -> Project:
         if (folder / NAME).is_file():
             return _project(machine, folder / NAME, _read(folder / NAME))
     return Project(machine=machine, folder=machine.parent)
+
+
+def is_reference(path: Path) -> bool:
+    """Whether a path is no file but names a charter: `package.module:name` or `folder/file.py:name`."""
+    return _REFERENCE.fullmatch(path.name) is not None and not path.exists()
 
 
 def _above(machine: Path, given: Path) -> Iterator[Path]:
@@ -94,10 +111,26 @@ def _project(machine: Path, file: Path, data: Mapping[str, Any]) -> Project:
     script = data.get("model", {}).get("script")
     return Project(
         machine=machine, folder=file.parent, file=file, hooks=data.get("hooks", {}),
-        input=run.get("input", {}), max_agent_calls=run.get("max_agent_calls"),
+        input={**_texts(run.get("input_files", {}), file), **run.get("input", {})},
+        max_agent_calls=run.get("max_agent_calls"),
         max_steps=run.get("max_steps"),
-        script=file.parent / script if script else None,
+        script=file.parent / script if script else None, charter=is_reference(machine),
     )  # fmt: skip
+
+
+def _texts(files: Mapping[str, Any], file: Path) -> dict[str, str]:
+    """Inputs that are the texts of files."""
+    texts = {}
+    for name, path in files.items():
+        try:
+            texts[name] = (file.parent / str(path)).read_text(encoding="utf-8")
+        except OSError as error:
+            said = f"{file}: run.input_files.{name}: cannot read {path}: {error.strerror}"
+            raise SpecError(Problem("project", said)) from None
+        except UnicodeDecodeError:
+            said = f"{file}: run.input_files.{name}: {path} is not UTF-8 text"
+            raise SpecError(Problem("project", said)) from None
+    return texts
 
 
 def _read(file: Path) -> Mapping[str, Any]:

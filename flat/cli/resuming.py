@@ -10,20 +10,23 @@ from typing import Any
 import anyio
 
 from flat.cli.ending import TAKEN, UsageError, complain
+from flat.cli.family import top_of
 from flat.cli.inputs import read_json
 from flat.cli.models import model_for
-from flat.cli.project import Project, find_project
-from flat.cli.running import commands_for, drive, load_project, log_to_stderr, report
+from flat.cli.project import Project, find_project, is_reference
+from flat.cli.running import commands_for, drive, load_project, log_to_stderr, quiet_stdout, report
 from flat.cli.show import Show
 from flat.cli.stores import full_id, need_store, store_url
 from flat.cli.text import short_id
-from flat.core.events import Reply
+from flat.cli.worker_machines import trusted
 from flat.core.program import Program
 from flat.core.snapshot import FINISHED, Snapshot
-from flat.drivers.local import RETRY
+from flat.drivers.doubts import RETRY
 from flat.errors import BackendError, FlatError, IncompatibleSnapshot
 from flat.runtime import Machine, Outcome, Runtime, load
+from flat.runtime.configured import configured_store
 from flat.runtime.machine import program_of
+from flat.runtime.roles import configured_roles
 
 WAITS = ("wait", "pause", "children")
 
@@ -48,6 +51,9 @@ class Found:
     snapshot: Snapshot
     program: Program
     origin: Path | None
+    """The file or folder of its machine."""
+    home: Path | None
+    """That of the machine which its family was started with: its own, unless it is a child."""
 
     @property
     def execution_id(self) -> str:
@@ -61,6 +67,7 @@ def resume(
     log_to_stderr(verbose)
     if wishes.retry_in_doubt and wishes.mark_done is not None:
         raise UsageError("--retry-in-doubt and --mark-done exclude each other")
+    store = store or _own_store(path, wishes)
     url = store_url(store)
     need_store(url, id_)
     found = anyio.run(_find, url, id_)
@@ -73,15 +80,45 @@ def resume(
     project, machine = _machine(found, path, wishes, show, commands["store"])
 
     async def go(runtime: Runtime) -> Outcome:
+        if machine.tree is not None:
+            from flat.cli.trees import told, try_again
+
+            more = wishes.more_steps
+            await try_again(runtime, found.execution_id, {} if more is None else {"max_steps": more})
+            resumed = await runtime.resume(
+                found.execution_id, machine, adopt=True, decisions=decisions,
+                max_agent_calls=wishes.max_agent_calls,
+            )  # fmt: skip
+            return await told(runtime, resumed)
         steps = None if wishes.more_steps is None else found.snapshot.steps + wishes.more_steps
         return await runtime.resume(
             found.execution_id, machine, max_steps=steps, max_agent_calls=wishes.max_agent_calls,
             adopt=wishes.adopt, decisions=decisions,
         )  # fmt: skip
 
+    surrounded = configured_roles(machine, url).around(go, found.execution_id)
     with model_for(machine, project, wishes.live, show):
-        outcome = drive(go, machine.name, url=url, show=show, commands=commands, decided=decided)
+        outcome = drive(
+            surrounded,
+            machine.name,
+            url=url,
+            show=show,
+            commands=commands,
+            decided=decided,
+            tree=project.charter,
+        )
+    if project.charter:
+        from flat.cli.trees import report_tree
+
+        return report_tree(outcome, show, commands, verbose)
     return report(outcome, show, commands, verbose)
+
+
+def _own_store(path: Path | None, wishes: Wishes) -> str | None:
+    """Where the machine that is named keeps its executions, if its file says so."""
+    if path is None or (project := find_project(path)).charter:
+        return None
+    return configured_store(load(project.machine, compat=wishes.compat).program)
 
 
 async def _find(url: str, given: str) -> Found:
@@ -92,7 +129,11 @@ async def _find(url: str, given: str) -> Found:
         if text is None:
             raise IncompatibleSnapshot(f'the program of execution "{execution_id}" is not in this store')
         program, origin = program_of(text)
-        return Found(await runtime.inspect(execution_id), program, origin)
+        home, top = origin, execution if execution is None else await top_of(runtime, execution)
+        if top is not None and top.execution_id != execution_id:
+            above = await runtime.opened().get_config(top.program)
+            home = None if above is None else program_of(above)[1]
+        return Found(await runtime.inspect(execution_id), program, origin, home)
 
 
 # -- which machine ---------------------------------------------------------------------------------
@@ -107,6 +148,8 @@ def _machine(
     the stored program; only its project file is read, and only below the working directory: a store must not
     choose which code is imported.
     """
+    if found.program.kind == "tree":
+        return _tree(found, path or _trusted(found, where), wishes, show)
     if path is None and wishes.adopt and found.origin is not None:
         path = _trusted(found, where)
     if path is not None:
@@ -118,29 +161,46 @@ def _machine(
                 "leave it out to go on with the machine as it was, or go on with the new one by --adopt"
             )
         return project, machine
-    origin = _trusted(found, where)
-    if not origin.exists():
+    home = _trusted(found, where)
+    if not home.exists() and not is_reference(home):
         raise BackendError(
-            f"{origin}, which the execution was started from, is gone; name its machine: flat resume ID FILE"
+            f"{home}, which the execution was started from, is gone; name its machine: flat resume ID FILE"
         )
-    project = find_project(origin)
-    if _changed(origin, found.program, wishes.compat):
+    project = find_project(home)
+    # A child's program has in it what its parent handed down, so its file alone does not tell.
+    if found.snapshot.parent is None and _changed(home, found.program, wishes.compat):
         show.note(
-            f"{_shown(origin)} has changed; going on with the machine as it was (--adopt takes the new one)"
+            f"{_shown(home)} has changed; going on with the machine as it was (--adopt takes the new one)"
         )
-    return project, Machine(found.program, project.registry(), origin=origin)
+    return project, Machine(found.program, project.registry(), origin=found.origin)
+
+
+def _tree(found: Found, path: Path, wishes: Wishes, show: Show) -> tuple[Project, Machine]:
+    """The charter that a session is with, as it is now: it is code, and not stored."""
+    from flat.cli.trees import checked_digest, note_script, tree_of
+
+    project = find_project(path)
+    above = None if project.charter else load_project(project, show, compat=wishes.compat)
+    with quiet_stdout(show):
+        machine = tree_of(project, found.program, above)
+    note_script(machine, show)
+    checked_digest(found.execution_id, found.program, machine, show)
+    return project, machine
 
 
 def _trusted(found: Found, where: str) -> Path:
     """Where the execution came from, if that is below the working directory."""
-    origin = found.origin
-    if origin is None or not origin.resolve().is_relative_to(Path.cwd()):
-        told = "does not say which file it came from" if origin is None else f"came from {origin}"
+    then = f"name its machine: flat resume {short_id(found.execution_id)} FILE{where}"
+    if found.home is None:
+        raise UsageError(f"the execution does not say which file it came from; {then}")
+    origin = found.home.resolve()
+    try:
+        trusted((), hint="").check(origin)
+    except BackendError:
         raise UsageError(
-            f"the execution {told}, which is not below this folder; name its machine: "
-            f"flat resume {short_id(found.execution_id)} FILE{where}"
-        )
-    return origin.resolve()
+            f"the execution came from {found.home}, which is not below this folder; {then}"
+        ) from None
+    return origin
 
 
 def _changed(origin: Path, program: Program, compat: bool) -> bool:
@@ -171,7 +231,10 @@ def _decisions(found: Found, wishes: Wishes) -> tuple[Mapping[str, Any], str]:
 
 
 def _is_wait(found: Found, effect_id: str) -> bool:
-    return effect_id.rsplit(".", 1)[-1] == "pause" or _op_kind(found, effect_id) in WAITS
+    last = effect_id.rsplit(".", 1)[-1]
+    if found.program.kind == "tree":
+        return last.startswith(("inbox", "resume")) or "-look" in last or "-pause" in last
+    return last == "pause" or _op_kind(found, effect_id) in WAITS
 
 
 def _op_kind(found: Found, effect_id: str) -> str:
@@ -183,11 +246,8 @@ def _op_kind(found: Found, effect_id: str) -> str:
 
 
 def _as_answer(found: Found, effect_id: str, value: Any) -> Any:
-    """The user's JSON as the effect's own kind of answer."""
-    kind = _op_kind(found, effect_id)
-    if kind == "call":
-        return Reply(payload=value)
-    if kind != "action":
+    """The user's JSON as what the effect gave. For an action it is what it set in the context."""
+    if _op_kind(found, effect_id) != "action":
         return value
     if not isinstance(value, dict):
         raise UsageError(

@@ -25,6 +25,7 @@ from flat.errors import BackendError, BindingError, DefinitionError, ExecutionBu
 from flat.hooks.notices import Observer
 from flat.runtime import Machine, Outcome, Runtime, load
 from flat.runtime.configured import configured_store
+from flat.runtime.roles import configured_roles
 
 
 def run(
@@ -37,6 +38,23 @@ def run(
     if execution_id is not None and not execution_id.strip():
         raise UsageError("--id is empty")
     project = find_project(path)
+    if project.charter:
+        from flat.cli.trees import Limits, run_tree
+
+        limits = Limits(
+            max_steps=project.max_steps if max_steps is None else max_steps,
+            max_agent_calls=project.max_agent_calls if max_agent_calls is None else max_agent_calls,
+        )
+        return run_tree(
+            project,
+            given,
+            limits,
+            show=show,
+            store=store,
+            execution_id=execution_id,
+            live=live,
+            verbose=verbose,
+        )
     machine = load_project(project, show, compat=compat)
     store = store or configured_store(machine.program)
     url, id_ = store_url(store), execution_id or str(uuid.uuid4())
@@ -54,8 +72,9 @@ def run(
         )
 
     commands = commands_for(id_, store, path)
+    surrounded = configured_roles(machine, url).around(start, id_)
     with model_for(machine, project, live, show):
-        outcome = drive(start, machine.name, url=url, show=show, commands=commands)
+        outcome = drive(surrounded, machine.name, url=url, show=show, commands=commands)
     return report(outcome, show, commands, verbose)
 
 
@@ -69,6 +88,11 @@ class ExecutionTaken(ExecutionBusy):
 
 def load_project(project: Project, show: Show, *, compat: bool) -> Machine:
     """The machine of a project, with the hooks that its project file names."""
+    if project.charter:
+        from flat.cli.trees import load_tree
+
+        with quiet_stdout(show):
+            return load_tree(project.machine, hooks=project.registry())
     with quiet_stdout(show):
         machine = load(project.machine, hooks=project.registry(), compat=compat)
     for warning in machine.warnings:
@@ -90,7 +114,7 @@ def commands_for(execution_id: str, store: str | None, path: Path | None) -> Com
 
 def drive(
     go: Callable[[Runtime], Awaitable[Outcome]], name: str, *, url: str, show: Show, commands: Commands,
-    decided: str = "",
+    decided: str = "", tree: bool = False,
 ) -> Outcome:  # fmt: skip
     """Open the store and do the work, shown; turn Ctrl-C into words."""
     stop = Stop()
@@ -119,7 +143,7 @@ def drive(
         return outcome
 
     try:
-        with quiet_stdout(show), show.running(name, decided) as observer, stop.listening():
+        with quiet_stdout(show), show.running(name, decided, tree=tree) as observer, stop.listening():
             outcome = anyio.run(work, observer)
     except BindingError as error:
         raise DefinitionError(f"{error}{_hooks_hint(error)}") from error

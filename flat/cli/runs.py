@@ -14,10 +14,15 @@ from flat.cli.ending import DONE, TAKEN, UsageError, complain, say
 from flat.cli.stores import full_id, is_missing, need_store, store_url
 from flat.cli.tables import room, table
 from flat.cli.text import one_line, short_id
+from flat.drivers.stranded import is_buried, is_queued
 from flat.errors import did_you_mean
 from flat.runtime import Runtime
 
-STATUSES = ("running", "interrupted", "waiting", "done", "failed", "cancelled", "limit", "in_doubt")
+STATUSES = (
+    "ready", "running", "interrupted", "buried", "waiting", "done", "failed", "cancelled", "limit", "in_doubt",
+)  # fmt: skip
+STORED = {"interrupted": "running", "ready": "waiting", "buried": "waiting"}
+"""What is told apart here, and not by the store."""
 Seen = tuple[Execution, str]
 """An execution, and its status as it is shown."""
 
@@ -47,11 +52,11 @@ def _nothing(url: str, status: str | None, name: str | None) -> str:
 
 
 async def _list(url: str, status: str | None, name: str | None, limit: int) -> list[Seen]:
-    stored = "running" if status == "interrupted" else status
+    stored = STORED.get(status or "", status)
     found: list[Seen] = []
     async with Runtime(url) as runtime:
         # The store can count only when nothing is left to sort out here.
-        simple = name is None and status not in ("running", "interrupted")
+        simple = name is None and status not in (*STORED, *STORED.values())
         for execution in await runtime.list(status=stored, limit=limit if simple else None):
             if name is not None and execution.name != name:
                 continue
@@ -64,7 +69,10 @@ async def _list(url: str, status: str | None, name: str | None, limit: int) -> l
 
 
 async def shown_status(runtime: Runtime, execution: Execution) -> str:
-    """The status, told apart: what nobody drives, or a process that is gone, is not running."""
+    """The status, told apart: what nobody drives, or a process that is gone, is not running; and what waits for a
+    worker, or was taken from the workers, does not wait for a signal."""
+    if execution.status == "waiting":
+        return "ready" if is_queued(execution) else "buried" if is_buried(execution) else "waiting"
     if execution.status != "running":
         return execution.status
     gone = execution.owner is None
@@ -74,7 +82,7 @@ async def shown_status(runtime: Runtime, execution: Execution) -> str:
 
 
 def _row(e: Execution, status: str) -> tuple[str, ...]:
-    channels = ", ".join(one_line(c, 40) for c in e.channels)
+    channels = "" if status == "buried" else ", ".join(one_line(c, 40) for c in e.channels)
     return (
         one_line(short_id(e.execution_id)), one_line(e.name, 40), status, when(e.created_at), when(e.updated_at),
         channels,

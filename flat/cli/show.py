@@ -38,8 +38,11 @@ class Show(Protocol):
         """Bytes of the local model fetched so far."""
         ...
 
-    def running(self, name: str, decided: str = "") -> contextlib.AbstractContextManager[Observer | None]:
-        """While this is open the run is shown. `decided` says what becomes of effects in doubt."""
+    def running(
+        self, name: str, decided: str = "", *, tree: bool = False
+    ) -> contextlib.AbstractContextManager[Observer | None]:
+        """While this is open the run is shown, by instances if it is a tree's. `decided` says what becomes of effects
+        in doubt."""
         ...
 
     def result(self, outcome: Outcome) -> None:
@@ -88,7 +91,7 @@ class QuietShow:
         pass
 
     @contextlib.contextmanager
-    def running(self, name: str, decided: str = "") -> Iterator[Observer | None]:
+    def running(self, name: str, decided: str = "", *, tree: bool = False) -> Iterator[Observer | None]:
         yield None
 
     def result(self, outcome: Outcome) -> None:
@@ -117,7 +120,12 @@ class PlainShow:
             say(f"fetching the local model: {done // 1_000_000} of {total // 1_000_000} MB")
 
     @contextlib.contextmanager
-    def running(self, name: str, decided: str = "") -> Iterator[Observer | None]:
+    def running(self, name: str, decided: str = "", *, tree: bool = False) -> Iterator[Observer | None]:
+        if tree:
+            from flat.cli.tree_view import PlainTreeProgress
+
+            yield PlainTreeProgress(say, name, decided)
+            return
         from flat.cli.plain import PlainProgress
 
         yield PlainProgress(say, name, decided)
@@ -150,10 +158,10 @@ class LiveShow(PlainShow):
             self._bar = None
 
     @contextlib.contextmanager
-    def running(self, name: str, decided: str = "") -> Iterator[Observer | None]:
+    def running(self, name: str, decided: str = "", *, tree: bool = False) -> Iterator[Observer | None]:
         from flat.cli.live import live_view
 
-        with live_view(name, decided) as progress:
+        with live_view(name, decided, tree=tree) as progress:
             yield progress
 
 
@@ -182,7 +190,7 @@ class JsonShow:
             self._event("download", done=done, total=total)
 
     @contextlib.contextmanager
-    def running(self, name: str, decided: str = "") -> Iterator[Observer | None]:
+    def running(self, name: str, decided: str = "", *, tree: bool = False) -> Iterator[Observer | None]:
         from flat.cli.plain import JsonProgress
 
         with contextlib.redirect_stdout(sys.stderr):

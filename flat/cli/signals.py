@@ -10,15 +10,16 @@ from typing import Any
 
 import anyio
 
+from flat.backends.by_name import create_trigger_backend
 from flat.backends.protocols import DeadSignal, Execution, Signal
-from flat.backends.triggers import TriggerBackend, create_trigger_backend
+from flat.backends.triggers import TriggerBackend
 from flat.cli.ending import DONE, TAKEN, UsageError, complain, say
 from flat.cli.inputs import read_json
 from flat.cli.stores import DEFAULT, is_missing, need_store, store_url
 from flat.cli.text import count, one_line, seconds, short_id
 from flat.errors import BackendError, ExecutionNotFound
 from flat.runtime import Runtime
-from flat.runtime.runtime import signal_data
+from flat.runtime.reading import signal_data
 
 DEFAULT_TRIGGER = "file"
 
@@ -29,7 +30,9 @@ def trigger_for(kind: str | None, path: Path | None) -> TriggerBackend | None:
     if kind == "none" and path is not None:
         raise UsageError("--trigger none has no --trigger-path")
     if path is not None:
-        return create_trigger_backend(kind, **{"socket_path" if kind == "socket" else "base_path": path})
+        if kind == "socket":
+            return create_trigger_backend(kind, socket_path=path)
+        return create_trigger_backend(kind, base_path=path)
     try:
         return create_trigger_backend(kind)
     except BackendError as error:
@@ -71,15 +74,20 @@ async def _send(
         if not waiting and (execution := await _execution(runtime, target)) is not None:
             if execution.status != "waiting" or not execution.channels:
                 return None, [execution]
-            if len(execution.channels) > 1:
-                shown = ", ".join(execution.channels)
-                raise UsageError(
-                    f"the execution waits on {len(execution.channels)} channels; name one: {shown}"
-                )
-            await runtime.signal(execution.channels[0], value, to=execution.execution_id)
-            return execution.channels[0], [execution]
+            channels = _asking(execution)
+            if len(channels) > 1:
+                shown = ", ".join(channels)
+                raise UsageError(f"the execution waits on {len(channels)} channels; name one: {shown}")
+            await runtime.signal(channels[0], value, to=execution.execution_id)
+            return channels[0], [execution]
         await runtime.signal(target, value)
         return target, waiting
+
+
+def _asking(execution: Execution) -> list[str]:
+    """The channels on which an execution asks for something. A tree listens to whatever is said to it as well."""
+    asking = [c for c in execution.channels if execution.kind != "tree" or not c.endswith("/inbox")]
+    return asking or list(execution.channels)
 
 
 async def _execution(runtime: Runtime, target: str) -> Execution | None:

@@ -106,3 +106,13 @@ def test_a_project_file_with_a_mistake_is_shown_with_its_place(
 ) -> None:
     project.write(toml=toml)
     assert words in refused(project, ".")
+
+
+def test_hooks_that_nothing_is_registered_as_are_warned_of_with_their_place(project: Project) -> None:
+    project.write(machine=project.LOOP.replace("hooks: counting", "hooks: [logging, {name: countng}]"))
+    result = project.flat("validate", ".")
+    assert result.code == 0
+    assert 'nothing is registered as the hooks "countng"' in result.out
+    assert 'did you mean "counting"?' in result.out
+    assert "machine.yml:6:" in result.out
+    assert project.flat("validate", ".", "--strict").code == 3

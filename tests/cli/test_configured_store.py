@@ -48,6 +48,15 @@ def test_a_file_chooses_the_store_and_the_next_command_is_told_of_it(
     assert project.flat("resume", "x", "machine.yml", "--store", url).code == 0
 
 
+def test_resuming_a_named_machine_looks_where_its_file_says(project: Project) -> None:
+    project.write(machine=waiting("  persistence: {backend: local}"))
+    assert project.flat("run", "machine.yml", "--id", "x").code == 4
+    assert project.flat("signal", "answers", "1", "--store", "file:.checkpoints").code == 0
+    assert project.flat("resume", "x").code == 9
+    assert project.flat("resume", "x", "machine.yml", "--store", "other.db").code == 9
+    assert project.flat("resume", "x", "machine.yml").code == 0
+
+
 @pytest.mark.parametrize("said", [said for said, _, _ in PLACES])
 def test_the_command_line_and_the_environment_win_over_the_file(
     project: Project, said: str, monkeypatch: pytest.MonkeyPatch

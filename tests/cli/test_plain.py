@@ -35,3 +35,13 @@ def test_a_child_has_its_name_and_its_own_times() -> None:
         "5.00 s 1 s: machine kid done (0.00 s)",
         "6.00 s 1 s: agent a answered (7 tokens, $0, 6.00 s)",
     ]
+
+
+def test_a_tool_that_told_the_model_of_an_error_shows_it() -> None:
+    lines: list[str] = []
+    view = PlainProgress(lines.append, "one")
+    call = {"effect_id": "0/1/converse.tool1", "what": "tool read", "effect": "tool"}
+    view.notify(notice("started", "p", 100.0, name="one"))
+    view.notify(notice("perform", "p", 100.0, **call))
+    view.notify(notice("answered", "p", 101.0, **call, error="no such\nfile"))
+    assert lines[-1].split("s: ")[1] == "tool read gave an error: no such file"

@@ -17,6 +17,16 @@ if TYPE_CHECKING:
     from tests.cli.conftest import Project
 
 SLOW = ("action: count", "action: slow")
+PARENT = """\
+spec: flatmachine
+spec_version: "4.2.1"
+data:
+  name: parent
+  machines: {child: child.yml}
+  states:
+    ask: {type: initial, machine: child, output_to_context: {n: "{{ output.n }}"}, transitions: [{to: done}]}
+    done: {type: final, output: {n: "{{ context.n }}"}}
+"""
 
 
 def run_until(project: Project, line: str, *args: str) -> subprocess.Popen[str]:
@@ -85,6 +95,22 @@ def test_what_is_in_doubt_can_be_taken_as_done(project: Project) -> None:
     result = project.process("resume", "x", "--mark-done", '{"n": 5}', "-q")
     assert json.loads(result.out) == {"n": "5"}
     assert Path("ledger").read_text() == "x"
+
+
+def test_a_child_that_is_in_doubt_is_named_with_how_to_decide_about_it(project: Project) -> None:
+    child = project.one_action("die_once", extra="      in_doubt: ask\n")
+    project.write(machine=PARENT)
+    (project.folder / "child.yml").write_text(child)
+    assert project.process("run", ".", "--id", "x").code == 9
+    result = project.process("resume", "x")
+    assert result.code == 4
+    name = result.err.split()[1].rstrip(":")
+    assert "action die_once may or may not have happened" in result.err
+    assert f"flat resume {name} --retry-in-doubt" in result.err
+    assert "then: flat resume x" in result.err
+    decided = project.process("resume", name, "--retry-in-doubt", "-q")
+    assert decided.code == 0, decided
+    assert json.loads(project.process("resume", "x", "-q").out) == {"n": "7"}
 
 
 def test_a_run_that_another_process_drives_is_not_resumed(project: Project) -> None:

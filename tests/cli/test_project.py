@@ -98,3 +98,19 @@ def test_adopting_goes_on_with_the_changed_machine(project: Project) -> None:
         "new": 1,
         "n": "3",
     }
+
+
+def test_an_input_may_be_the_text_of_a_file(project: Project) -> None:
+    project.write(
+        machine=project.one_action("count", output="{log: '{{ context.log }}'}").replace(
+            'said: ""', 'log: "{{ input.log }}"'
+        )
+    )
+    (project.folder / "log.txt").write_text("day one", encoding="utf-8")
+    project.write(toml='[run]\ninput_files = {log = "log.txt"}\n\n[hooks]\ncounting = "hooks.py:Counting"\n')
+    assert json.loads(project.flat("run", ".", "-q").out) == {"log": "day one"}
+    assert json.loads(project.flat("run", ".", "-q", "-i", "log=mine").out) == {"log": "mine"}
+    (project.folder / "log.txt").unlink()
+    refused = project.flat("run", ".")
+    assert refused.code == 3
+    assert "run.input_files.log: cannot read log.txt" in refused.err

@@ -294,7 +294,9 @@ def test_what_breaks_a_run_off_is_said_with_its_state_and_how_to_go_on(
     assert "Traceback" not in result.err
 
 
-@pytest.mark.parametrize("store", ["sqlite:///x.db?synchronous=OFF", "sqlite://host", "file:", "redis://x"])
+@pytest.mark.parametrize(
+    "store", ["sqlite:///x.db?synchronous=OFF", "sqlite://host", "file:", "redis://x?nosuch=1"]
+)
 def test_a_store_that_is_named_wrongly_is_bad_usage(project: Project, store: str) -> None:
     assert project.flat("run", ".", "--store", store).code == 2
     assert project.flat("runs", "list", "--store", store).code == 2
