@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks import harness
 from benchmarks.harness import Workload
 
-WORKLOADS = ("w1", "w2", "w2c", "w3", "w4", "w5", "w6", "w7", "w8", "history")
+WORKLOADS = ("w1", "w2", "w2c", "w3", "w4", "w5", "w6", "w7", "w8", "stores", "wtree", "history", "compile")
 SHOWN = (
     "flat",
     "flatmachines",

@@ -17,7 +17,7 @@ import orjson
 
 from benchmarks.harness import Measured, Meter, Record, Sizes, Target, Workload, figure
 from benchmarks.peers import peer
-from flat.backends.sqlite_work import SQLiteWorkBackend
+from flat.backends.sqlite.work import SQLiteWorkBackend
 from flat.testing.work_drill import drill
 
 FILE = Path("x.db")
@@ -230,7 +230,7 @@ def flat_drill(sizes: Sizes, meter: Meter) -> Record:
     arguments = {"type": "sqlite", "db_path": str(FILE.absolute())}
     with meter.children():
         report = drill(
-            "flat.backends.work:create_work_backend", arguments, jobs=jobs, kills=min(40, jobs // 50)
+            "flat.backends.by_name:create_work_backend", arguments, jobs=jobs, kills=min(40, jobs // 50)
         )
     assert not report.failed
     twice = report.given_twice + report.ended_twice
