@@ -127,11 +127,11 @@ def test_the_parent_of_a_config_folder_is_the_root(tmp_path: Path) -> None:
 
 
 def test_further_roots_can_be_named(tmp_path: Path) -> None:
-    shared = write(tmp_path / "shared", a_yml="spec: flatagent\ndata: {user: x}\n")
-    for ref in ("../shared/a.yml", str(shared / "a.yml")):
+    common = write(tmp_path / "common", a_yml="spec: flatagent\ndata: {user: x}\n")
+    for ref in ("../common/a.yml", str(common / "a.yml")):
         home = write(tmp_path / "project", machine_yml=MACHINE.format(agent=ref))
         assert codes(home) == ["outside"]
-        assert str(shared / "a.yml") in load_machine(home, roots=[shared]).files
+        assert str(common / "a.yml") in load_machine(home, roots=[common]).files
 
 
 def test_a_device_or_a_pipe_is_not_read(tmp_path: Path) -> None:
