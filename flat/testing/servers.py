@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,14 +112,15 @@ def temporary_folder(name: str) -> Iterator[Path]:
 # -- Redis ------------------------------------------------------------------------------------------
 
 
-class RedisServer:
-    """A running Valkey or Redis, with an append-only file, so that it can be restarted with its data."""
+class _Server:
+    """A server process on a free port, which can be stopped and started again."""
 
-    def __init__(self, folder: Path, program: str) -> None:
-        self.folder, self._program = folder, program
+    ENDS_BY = signal.SIGTERM
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
-        self._prefixes = 0
 
     @property
     def pid(self) -> int:
@@ -126,7 +128,7 @@ class RedisServer:
         return self._process.pid
 
     def start(self) -> None:
-        """Start, or start again on the same port with the same data."""
+        """Start, or start again on the same port with whatever data it has kept."""
         again = self.port > 0
         for attempt in range(ATTEMPTS):
             if not again:
@@ -139,6 +141,25 @@ class RedisServer:
             else:
                 return
 
+    def stop(self, how: signal.Signals | None = None) -> None:
+        """End it: in order, or as a crash would, with SIGKILL."""
+        if self._process is not None:
+            stop(self._process, how or self.ENDS_BY)
+            self._process = None
+
+    @abstractmethod
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        """Start the process, and wait until it answers."""
+
+
+class RedisServer(_Server):
+    """A running Valkey or Redis, with an append-only file, so that it can be restarted with its data."""
+
+    def __init__(self, folder: Path, program: str) -> None:
+        super().__init__(folder)
+        self._program = program
+        self._prefixes = 0
+
     def _spawn(self) -> subprocess.Popen[bytes]:
         command = [
             self._program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", "",
@@ -147,12 +168,6 @@ class RedisServer:
         return spawn(
             command, ready=lambda: answers(self.port, b"PING\r\n", b"+PONG"), log=self.folder / "server.log"
         )
-
-    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
-        """End it; with SIGKILL, as a crash would."""
-        if self._process is not None:
-            stop(self._process, how)
-            self._process = None
 
     def url(self, prefix: str | None = None, *, port: int | None = None, **options: Any) -> str:
         """The address of a place in the server: of a new and empty one, unless a prefix is given."""
@@ -190,22 +205,21 @@ def _redis_program() -> str:
 # -- PostgreSQL -------------------------------------------------------------------------------------
 
 
-class PostgresServer:
-    """A running PostgreSQL that anybody on this host may use. It does not wait for the disk."""
+class PostgresServer(_Server):
+    """A running PostgreSQL that anybody on this host may use. It does not wait for the disk.
+
+    Ended with SIGQUIT it is as after a crash, and has to recover when it starts again.
+    """
+
+    ENDS_BY = signal.SIGINT
 
     def __init__(self, folder: Path, programs: Path) -> None:
-        self.folder, self._programs = folder, programs
-        self.port = 0
-        self._process: subprocess.Popen[bytes] | None = None
+        super().__init__(folder)
+        self._programs = programs
         self._schemas = 0
         self._spare: list[str] = []
         # PostgreSQL refuses to run as root.
         self._user = "nobody" if hasattr(os, "geteuid") and os.geteuid() == 0 else None
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None, "the server is stopped"
-        return self._process.pid
 
     def create(self) -> None:
         """Make the folder that `start` starts from."""
@@ -237,20 +251,6 @@ class PostgresServer:
             return copied / self._programs.relative_to(package.parent)
         return self._programs
 
-    def start(self) -> None:
-        """Start, or start again on the same port with the same data."""
-        again = self.port > 0
-        for attempt in range(ATTEMPTS):
-            if not again:
-                self.port = free_port()
-            try:
-                self._process = self._spawn()
-            except RuntimeError:
-                if attempt == ATTEMPTS - 1:
-                    raise
-            else:
-                return
-
     def _spawn(self) -> subprocess.Popen[bytes]:
         settings = {
             "listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off", "max_connections": "200",
@@ -264,12 +264,6 @@ class PostgresServer:
             command, ready=lambda: subprocess.run(question, check=False).returncode == 0,
             log=self.folder / "server.log", user=self._user,
         )  # fmt: skip
-
-    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """End it; with SIGQUIT at once, as a crash would, so that it has to recover when it starts again."""
-        if self._process is not None:
-            stop(self._process, how)
-            self._process = None
 
     def url(self, schema: str | None = None, *, port: int | None = None, **options: Any) -> str:
         """The address of a schema in the server: of a new one, unless it is given."""
@@ -342,37 +336,17 @@ def _postgres_programs() -> Path:
 # -- Amazon DynamoDB and S3 -------------------------------------------------------------------------
 
 
-class AwsServer:
+class AwsServer(_Server):
     """A running ministack, which speaks the protocols of DynamoDB and S3. It is no AWS: its indexes never lag."""
 
     def __init__(self, folder: Path, program: str, *, keeps: bool = False) -> None:
-        self.folder, self._program, self._keeps = folder, program, keeps
-        self.port = 0
-        self._process: subprocess.Popen[bytes] | None = None
+        super().__init__(folder)
+        self._program, self._keeps = program, keeps
         self._places = 0
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None, "the server is stopped"
-        return self._process.pid
 
     @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        """Start, or start again on the same port, with the same data if it keeps them and was not killed."""
-        again = self.port > 0
-        for attempt in range(ATTEMPTS):
-            if not again:
-                self.port = free_port()
-            try:
-                self._process = self._spawn()
-            except RuntimeError:
-                if attempt == ATTEMPTS - 1:
-                    raise
-            else:
-                return
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         env = {
@@ -385,12 +359,6 @@ class AwsServer:
             [self._program], ready=lambda: answers(self.port, question, b"HTTP/1.1 200"), env=env,
             log=self.folder / "server.log",
         )  # fmt: skip
-
-    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
-        """End it; with SIGKILL, what it holds is lost."""
-        if self._process is not None:
-            stop(self._process, how)
-            self._process = None
 
     def url(
         self, name: str | None = None, *, scheme: str = "dynamodb", port: int | None = None, **options: Any
@@ -436,25 +404,13 @@ def aws_server(*, keeps: bool = False) -> Iterator[AwsServer]:
 # -- Consul -----------------------------------------------------------------------------------------
 
 
-class ConsulServer:
+class ConsulServer(_Server):
     """A running Consul agent that is a cluster of one, in memory."""
 
     def __init__(self, folder: Path, program: str) -> None:
-        self.folder, self._program = folder, program
-        self.port = 0
-        self._process: subprocess.Popen[bytes] | None = None
+        super().__init__(folder)
+        self._program = program
         self._prefixes = 0
-
-    def start(self) -> None:
-        for attempt in range(ATTEMPTS):
-            self.port = free_port()
-            try:
-                self._process = self._spawn()
-            except RuntimeError:
-                if attempt == ATTEMPTS - 1:
-                    raise
-            else:
-                return
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         ports = {"http": self.port, "dns": -1, "grpc": -1}
@@ -477,11 +433,6 @@ class ConsulServer:
                 return b"serfHealth" in answer.read()
         except OSError:
             return False
-
-    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
-        if self._process is not None:
-            stop(self._process, how)
-            self._process = None
 
     def url(self, prefix: str | None = None, *, port: int | None = None, **options: Any) -> str:
         """The address of a folder of keys: of a new and empty one, unless it is given."""
