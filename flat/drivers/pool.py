@@ -428,6 +428,12 @@ class Worker(Dispatcher):
         """Count a death, and say whether that can be tried again. If not, it is set aside."""
         now, name = self.clock.now(), execution.execution_id
         times = await count_death(self.store, execution, now)
+        row = await self.store.get(name)
+        if row is None or row.status in FINISHED:
+            # Another one has taken it over and finished it meanwhile; it may have forgotten the deaths before we counted.
+            await forget_deaths(self.store, name)
+            self._is_lost()
+            return False
         if times < self.attempts:
             return True
         reason = f"its worker died {times} times at the same place"

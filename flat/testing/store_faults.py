@@ -41,6 +41,9 @@ SHORT, LONG = 0.08, 10.0
 """Patience of a store that is to give up, and of one that is not."""
 TELLINGS = 6
 """A busy machine may use up a short patience before the call that is meant; then it is tried with a longer one."""
+FEW = 20
+"""One of so many calls, and one more, may never come again: a client that waits for a `100 Continue` says a call in
+one piece or in two, as the server is slow or not."""
 
 
 class Faults(StorePlace, Protocol):
@@ -246,19 +249,19 @@ async def _undisturbed(make: MakeFaults) -> _Script:
 
 async def _tell(
     make: MakeFaults, script: _Script, fault: Fault, which: int, call: int, patience: float
-) -> int:
-    """Tell the story with a fault at one call of one act; returns 1 if the act failed for it, and 0 if not."""
+) -> int | None:
+    """Tell the story with a fault at one call of one act; 1 if the act failed for it, 0 if not, None if it never came."""
     for _ in range(TELLINGS):
         if (failed := await _tell_once(make, script, fault, which, call, patience)) is not None:
             return failed
-        patience *= 2
-    raise AssertionError(f"{STORY[which].__name__.strip('_')}, call {call}: there was no such call")
+        patience = min(2 * patience, LONG)
+    return None
 
 
 async def _tell_once(
     make: MakeFaults, script: _Script, fault: Fault, which: int, call: int, patience: float
 ) -> int | None:
-    """As `_tell`; None if the call that was meant never came."""
+    """As `_tell`, tried once."""
     act, failed, refused_it = STORY[which], 0, False
     async with (
         entered(make) as place,
@@ -326,16 +329,21 @@ async def _sweep(make: MakeFaults, faults: Sequence[Fault], patience: float) -> 
     await _undisturbed(make)  # what a server does once and for all, it has done then
     script = await _undisturbed(make)
     told = failed = passed = 0
+    missed: list[str] = []
     for fault in faults:
         for which, calls in enumerate(script.calls):
             for call in range(max(1, calls)):
                 passed += 1
                 if passed % every:
                     continue
-                failed += await _tell(make, script, fault, which, call, patience)
-                told += 1
+                struck = await _tell(make, script, fault, which, call, patience)
+                if struck is None:
+                    missed.append(f"{STORY[which].__name__.strip('_')}, call {call}: {fault}")
+                else:
+                    failed, told = failed + struck, told + 1
     assert passed >= len(faults) * len(STORY)
-    assert told == passed // every > 0
+    assert told + len(missed) == passed // every > 0
+    assert len(missed) <= 1 + told // FEW, f"there were no such calls: {missed}"
     return told, failed
 
 

@@ -14,7 +14,7 @@ import pytest
 from runtime_machines import acting, config, machine
 
 from flat import FileStore, MachineHooks, MemoryStore, Runtime, SQLiteStore, load
-from flat.backends.protocols import Birth, CheckpointStore, Execution, Owner
+from flat.backends.protocols import Birth, CheckpointStore, Execution, Owner, Signal
 from flat.backends.work import WorkerFilter
 from flat.drivers.dispatch import Declined, Report
 from flat.drivers.fleet import POOL
@@ -259,6 +259,27 @@ async def test_what_a_dead_worker_drove_is_taken_over_when_its_lease_has_ended(p
     tally = await runtime.worker().drain()
     assert (tally.ran, tally.taken_over) == (1, 1)
     assert (await place.get("x")).status == "done"
+    assert await place.store.dead() == []
+
+
+async def test_a_worker_that_notices_a_death_too_late_leaves_nothing_behind(place: Place) -> None:
+    job = place.job("a")
+    await place.enqueue(job, "x")
+    await place.die("x", ttl=1.0)
+    place.clock.advance(10)
+    slow, quick = await place.runtime(job), await place.runtime(job)
+    send = place.store.send
+
+    async def overtaken(signal: Signal) -> bool:
+        """Between finding the stranded execution and counting the death, another worker runs all of it."""
+        place.store.send = send  # type: ignore[method-assign]
+        assert (await quick.worker().drain()).ran == 1
+        return await send(signal)
+
+    place.store.send = overtaken  # type: ignore[method-assign]
+    tally = await slow.worker().drain()
+    assert (tally.ran, tally.taken_over, tally.lost) == (0, 0, 1)
+    assert place.did == ["x/a"]
     assert await place.store.dead() == []
 
 
