@@ -158,6 +158,9 @@ def _continued(program: Program, snapshot: Snapshot, at: float) -> Advance:
 
 
 def _with_limits(snapshot: Snapshot, event: Resumed) -> Snapshot:
+    unchanged = event.max_steps is None and event.max_agent_calls is None
+    if unchanged and len(snapshot.instances) == 1 and not snapshot.root.suspended:
+        return snapshot  # it is going to be made anew when its only instance is taken up
     return replace(
         snapshot,
         status="running",

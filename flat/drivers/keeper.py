@@ -181,12 +181,19 @@ def birth_of(program: Program, snapshot: Snapshot, codec: Codec) -> Birth:
 
 
 async def take_up(
-    store: CheckpointStore, codec: Codec, execution_id: str, owner: Owner, *, now: float, ttl: float
+    store: CheckpointStore,
+    codec: Codec,
+    execution_id: str,
+    owner: Owner,
+    *,
+    now: float,
+    ttl: float,
+    read: Stored | None = None,
 ) -> Keeper:
-    """Own a stored execution and read its newest snapshot."""
+    """Own a stored execution and read its newest snapshot; `read` is what the caller has just read of it."""
     lease = await store.acquire(execution_id, owner, now=now, ttl=ttl)
     try:
-        stored = await store.load(execution_id)
+        stored = read if _still_newest(read, lease) else await store.load(execution_id)
         if stored is None:
             raise ExecutionNotFound(execution_id)
         if stored.execution.status == IMPORTING:
@@ -194,7 +201,7 @@ async def take_up(
                 f'execution "{execution_id}" was imported by half; import its file again'
             )
         snapshot = await rebuilt(store, codec, stored)
-        messages = await logged(store, codec, stored, snapshot)
+        messages = await logged(store, codec, stored, snapshot) if stored.log else []
     except BaseException:
         with anyio.CancelScope(shield=True):
             await store.release(lease)
@@ -203,6 +210,11 @@ async def take_up(
     keeper.since_base = sum(len(body) for _, body in stored.bodies[1:])
     keeper.base_at = max(BASE_AFTER, keeper.since_base * 2) if keeper.since_base > BASE_AFTER else BASE_AFTER
     return keeper
+
+
+def _still_newest(read: Stored | None, lease: Lease) -> bool:
+    """Whether nobody has written since: it had no owner then, and ours is the very next token."""
+    return read is not None and read.execution.owner is None and lease.token == read.execution.token + 1
 
 
 async def rebuilt(store: CheckpointStore, codec: Codec, stored: Stored) -> Snapshot:

@@ -430,7 +430,7 @@ class Worker(Dispatcher):
         times = await count_death(self.store, execution, now)
         row = await self.store.get(name)
         if row is None or row.status in FINISHED:
-            # Another one has taken it over and finished it meanwhile; it may have forgotten the deaths before we counted.
+            # Another one has finished it meanwhile, and may have forgotten the deaths before we counted this one.
             await forget_deaths(self.store, name)
             self._is_lost()
             return False

@@ -22,7 +22,7 @@ from flat.drivers.clock import DeadlinePassed
 from flat.drivers.doubts import InDoubt
 from flat.drivers.draft import settle
 from flat.drivers.family import Budget, Came, Held
-from flat.drivers.keeper import birth_of, create, take_up
+from flat.drivers.keeper import birth_of, create, rebuilt, take_up
 from flat.drivers.local import Drive
 from flat.drivers.together import UNWANTED
 from flat.errors import BackendError, ExecutionBusy, ExecutionNotFound, FlatError, LimitExceeded
@@ -112,11 +112,12 @@ class Family:
     ) -> Came | Held:
         """A child of this id is stored already: what came of it, or drive it on."""
         runtime, store = self.runtime, self.runtime.opened()
-        execution = await store.get(id_)
-        if execution is None:
+        read = await store.load(id_)
+        if read is None:
             raise ExecutionNotFound(id_)
+        execution = read.execution
         if execution.status in FINISHED:
-            stored = self._counted(await runtime.stored(id_, codec))
+            stored = self._counted(await rebuilt(store, codec, read))
             if machine.program.machines or machine.tree is not None:
                 await self._grown(machine).take_up(stored)
                 await self._beside(stored)
@@ -126,7 +127,9 @@ class Family:
             machine = await runtime.machine_for(execution, None, False, self.machine)
             hooks = HooksOfRun(machine)
         now = runtime.clock.now()
-        keeper = await take_up(store, codec, id_, runtime.owner, now=now, ttl=runtime.lease_seconds)
+        keeper = await take_up(
+            store, codec, id_, runtime.owner, now=now, ttl=runtime.lease_seconds, read=read
+        )
         async with runtime.driven(machine, hooks, keeper, self._grown(machine)) as drive:
             keeper.attached = True
             if changed and machine.tree is not None:  # a charter is code: there is only the one of now

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,7 @@ from flat.drivers.dispatch import Dispatcher
 from flat.drivers.doubts import Doubts, InDoubt
 from flat.drivers.draft import settle
 from flat.drivers.family import Budget
-from flat.drivers.keeper import Keeper, create, take_up
+from flat.drivers.keeper import Keeper, create, rebuilt, take_up
 from flat.drivers.local import Drive
 from flat.drivers.perform import Performer
 from flat.errors import (
@@ -41,6 +40,7 @@ from flat.errors import (
 )
 from flat.hooks import Observer, Observers
 from flat.runtime.compat.results import make_uri
+from flat.runtime.driving import Claimed, Driven, Found
 from flat.runtime.family import Family, cancel_children, max_depth_of
 from flat.runtime.given import check_channel, check_id, check_limits, check_machine, taken
 from flat.runtime.history import LOOKING
@@ -261,20 +261,23 @@ class Runtime(Reader):
         check_id(execution_id)
         store = self.opened()
         with self.claimed(execution_id):
-            execution = await store.get(execution_id)
-            if execution is None:
+            read = await store.load(execution_id)
+            if read is None:
                 raise ExecutionNotFound(execution_id)
+            execution = read.execution
             machine = await self.machine_for(execution, machine, adopt)
             codec = Codec(machine.bindings.types)
             if execution.status in FINISHED:
-                snapshot = await self.stored(execution_id, codec)
+                snapshot = await rebuilt(store, codec, read)
                 if (family := await self.family(machine, snapshot)) is not None:
                     await family.take_up(snapshot)
                     await self.settled_beside(execution_id)
                 return _outcome(snapshot)
             hooks = HooksOfRun(machine)
             now = self.clock.now()
-            keeper = await take_up(store, codec, execution_id, self.owner, now=now, ttl=self.lease_seconds)
+            keeper = await take_up(
+                store, codec, execution_id, self.owner, now=now, ttl=self.lease_seconds, read=read
+            )
             limit = keeper.stored.max_agent_calls if max_agent_calls is None else max_agent_calls
             family = await self.family(machine, keeper.stored, limit)
             async with self.driven(machine, hooks, keeper, family) as drive:
@@ -293,16 +296,9 @@ class Runtime(Reader):
                 last = await drive.resume(snapshot, Resumed(now, max_steps, max_agent_calls))
             return await self._ended(drive, hooks, last)
 
-    @contextmanager
-    def claimed(self, execution_id: str) -> Iterator[None]:
-        """Within one process the lease does not tell one driver from another: this does."""
-        if execution_id in self._claims:
-            raise ExecutionBusy(execution_id, "this very process")
-        self._claims.add(execution_id)
-        try:
-            yield
-        finally:
-            self._claims.remove(execution_id)
+    def claimed(self, execution_id: str) -> Claimed:
+        """Keep everybody else in this process from driving an execution. Raises `ExecutionBusy` on entry."""
+        return Claimed(self._claims, execution_id)
 
     async def keep_config(self, machine: Machine) -> None:
         """Have the program of a machine in the store, once."""
@@ -351,35 +347,17 @@ class Runtime(Reader):
             pause=self.pausing,
         )
 
-    @asynccontextmanager
-    async def driven(
+    def driven(
         self, machine: Machine, hooks: HooksOfRun, keeper: Keeper | None, family: Family | None
-    ) -> AsyncIterator[Drive]:
+    ) -> Driven:
         """A drive that can be found and cancelled; at the end the lease is given back."""
         drive = self.drive_of(machine, hooks, keeper, family)
-        key = keeper.lease.execution_id if keeper is not None else str(id(drive))
-        self._driving[key] = drive
         beside = hooks.in_background(self._heart, None if keeper is None else keeper.stored)
-        try:
-            yield drive
-        finally:
-            if beside is not None:
-                beside.cancel()
-            del self._driving[key]
-            with anyio.CancelScope(shield=True):
-                if drive.performer.tree is not None:
-                    await drive.performer.tree.close()
-                if keeper is not None and not keeper.released:
-                    await keeper.release()
+        return Driven(self._driving, drive, keeper, beside)
 
-    @contextmanager
-    def driving(self, execution_id: str, drive: Drive) -> Iterator[None]:
+    def driving(self, execution_id: str, drive: Drive) -> Found:
         """Have a drive found and cancelled by its execution's id."""
-        self._driving[execution_id] = drive
-        try:
-            yield
-        finally:
-            del self._driving[execution_id]
+        return Found(self._driving, execution_id, drive)
 
     def _performer(self, machine: Machine, hooks: HooksOfRun) -> Performer:
         provider = machine.tool_provider

@@ -284,6 +284,32 @@ async def test_killing_a_start_from_outside_anyio_leaves_nobody_owning_it(
             await store.commit(step(result, 1))
 
 
+async def test_releases_of_one_turn_share_a_transaction(store: SQLiteStore) -> None:
+    leases = [await begin(store, f"e{number}") for number in range(16)]
+    transactions = count_transactions(store)
+    async with anyio.create_task_group() as group:
+        for lease in leases:
+            group.start_soon(store.release, lease)
+    assert len(transactions) <= 2  # the last one is alone
+    found = [one async for one in store.find()]
+    assert [(one.owner, one.token) for one in found] == [(None, leases[0].token + 1)] * 16
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("victim", [0, 2])
+async def test_killing_a_release_from_outside_anyio_ends_the_lease_all_the_same(
+    store: SQLiteStore, victim: int
+) -> None:
+    leases = [await begin(store, f"e{number}") for number in range(4)]
+    tasks = [asyncio.ensure_future(store.release(lease)) for lease in leases]
+    await asyncio.sleep(0)
+    tasks[victim].cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [isinstance(result, asyncio.CancelledError) for result in results].count(True) == 1
+    for number in range(4):
+        await store.acquire(f"e{number}", BOB, now=1000.0, ttl=TTL)
+
+
 async def test_a_config_that_this_store_has_put_or_read_costs_no_transaction(
     store: SQLiteStore, tmp_path: Path
 ) -> None:

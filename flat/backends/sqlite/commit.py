@@ -22,6 +22,7 @@ APPEND = "INSERT INTO bodies SELECT ?, ?, ?, ? FROM executions WHERE num = ? AND
 BEAR = """
 INSERT INTO executions (id, name, kind, program, status, created_at, parent, wake_at, channels, owner, token)
 SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?10, token + (?10 IS NOT NULL) FROM floor WHERE true ON CONFLICT (id) DO NOTHING
+RETURNING num, token
 """
 KEEP = "INSERT OR IGNORE INTO kept VALUES (?, ?, ?)"
 SET_HEAD = """
@@ -31,6 +32,7 @@ SET status = ?, wake_at = ?, channels = ?, program = coalesce(?, program), cance
 WHERE num = ?
 """
 RELEASE = "UPDATE executions SET owner = NULL, token = token + 1 WHERE num = ?"
+GIVE_BACK = "UPDATE executions SET owner = NULL, token = token + 1 WHERE id = ? AND token = ?"
 
 
 class Held:
@@ -98,27 +100,24 @@ class Writer:
         if commit.release:
             self.forget(commit.lease)
 
-    def begin(self, birth: Birth, owner: str) -> Held | None:
-        """Store a new execution that `owner` holds from the start; None if there is one of this id."""
-        if not (num := self.bear(birth, owner)):
-            return None
-        (token,) = self._execute("SELECT token FROM executions WHERE num = ?", (num,)).fetchone()
-        held = Held(num, token, birth.execution.created_at)
-        held.seq, held.channels = 0, tuple(birth.execution.channels)
-        return held
-
-    def bear(self, birth: Birth, owner: str | None = None) -> int:
-        """Store a new execution, and return its number; 0 if there is one of this id."""
-        new = birth.execution
+    def bear(self, birth: Birth, owner: str | None = None) -> Held | None:
+        """Store a new execution, which `owner` holds from the start; None if there is one of this id."""
+        new, channels = birth.execution, tuple(birth.execution.channels)
         row = (new.execution_id, new.name, new.kind, new.program, new.status, new.created_at)
-        cursor = self._execute(BEAR, (*row, new.parent, new.wake_at, pack_channels(new.channels), owner))
-        if cursor.rowcount != 1:
-            return 0
-        num = cursor.lastrowid or 0
+        born = self._execute(BEAR, (*row, new.parent, new.wake_at, pack_channels(channels), owner)).fetchone()
+        if born is None:
+            return None
+        num, token = born
         at = since(new.created_at, new.updated_at)
         self._execute("INSERT INTO bodies VALUES (?, ?, 1, ?)", (num << 32, at, birth.body))
-        self._wait(num, new.channels)
-        return num
+        self._wait(num, channels)
+        held = Held(num, token, new.created_at)
+        held.seq, held.channels = 0, channels
+        return held
+
+    def give_back(self, lease: Lease) -> None:
+        """End a lease; nothing if it has ended."""
+        self._execute(GIVE_BACK, (lease.execution_id, lease.token))
 
     def delete(self, execution_id: str) -> bool:
         """Remove an execution and its rows; False if there is none of this id."""

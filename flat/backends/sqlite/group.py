@@ -140,7 +140,7 @@ class Start(Claim):
         self.birth = birth
 
     def take(self, group: Group) -> Held | None:
-        return group.writer.begin(self.birth, self.owner.owner)
+        return group.writer.bear(self.birth, self.owner.owner)
 
 
 class Take(Claim):
@@ -163,7 +163,23 @@ class Take(Claim):
         return held
 
 
-Member = Step | Claim
+class Return:
+    """A `release` in a batch."""
+
+    __slots__ = ("error", "lease", "stored")
+
+    def __init__(self, lease: Lease) -> None:
+        self.lease, self.stored = lease, False
+        self.error: Exception | None = None
+
+    def write(self, group: Group) -> None:
+        group.writer.give_back(self.lease)
+
+    def settle(self, group: Group) -> None:
+        group.writer.forget(self.lease)
+
+
+Member = Step | Claim | Return
 
 
 class _Batch:

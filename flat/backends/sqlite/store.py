@@ -48,7 +48,7 @@ from flat.backends.protocols import (
     Stored,
 )
 from flat.backends.sqlite.commit import KEEP, Transaction, keys, unpack_channels
-from flat.backends.sqlite.group import HOLDER, Group, Start, Step, Take
+from flat.backends.sqlite.group import HOLDER, Group, Return, Start, Step, Take
 from flat.backends.sqlite.schema import Synchronous, explain, open_database
 from flat.backends.sqlite.signals import READY, dead_letters, dead_of, listing, signal_of
 from flat.backends.sweeping import DIGEST_LENGTH, Kind
@@ -69,6 +69,8 @@ SELECT b.id & 4294967295, b.base, b.body
 FROM executions e JOIN bodies b ON b.id BETWEEN e.num << 32 AND (e.num + 1 << 32) - 1
 WHERE e.id = ? ORDER BY b.id
 """
+NEWEST_FIRST = "SELECT id, base, body FROM bodies WHERE id BETWEEN ? AND ? ORDER BY id DESC"
+LOG = "SELECT body FROM log WHERE id BETWEEN ? AND ? AND seq <= ? ORDER BY id"
 
 PAGE = 256
 """Executions that `find` reads at a time, so that no read transaction is open while the caller works."""
@@ -143,7 +145,7 @@ class SQLiteStore:
     async def create(self, birth: Birth) -> bool:
         check_birth(birth)
         with self._transaction("creating an execution"):
-            return self._writer.bear(birth) != 0
+            return self._writer.bear(birth) is not None
 
     async def begin(self, birth: Birth, owner: Owner, *, now: float, ttl: float) -> Lease | None:
         check_birth(birth)
@@ -175,14 +177,18 @@ class SQLiteStore:
         return may_take_over(holder, seen=seen, ttl=ttl, now=now)
 
     async def release(self, lease: Lease) -> None:
-        self._give_back(lease)
+        if not self._group.busy:
+            self._give_back(lease)
+            return
+        try:
+            await self._group.write(Return(lease))
+        except BaseException:
+            self._give_back(lease)  # it does no harm twice, and a lease that is kept does
+            raise
 
     def _give_back(self, lease: Lease) -> None:
         with self._transaction("releasing an execution"):
-            self._execute(
-                "UPDATE executions SET owner = NULL, token = token + 1 WHERE id = ? AND token = ?",
-                (lease.execution_id, lease.token),
-            )
+            self._writer.give_back(lease)
             self._writer.forget(lease)
 
     async def request_cancel(self, execution_id: str) -> bool:
@@ -205,24 +211,34 @@ class SQLiteStore:
         return _execution(rows[0]) if rows else None
 
     async def load(self, execution_id: str, *, at: int | None = None) -> Stored | None:
-        with self._transaction("loading an execution", "BEGIN"):
-            row = self._execute(ONE, (execution_id,)).fetchone()
-            if row is None:
-                return None
-            execution, (first, last) = _execution(row), keys(row[-1])
-            wanted = execution.seq if at is None else at
-            if not 0 <= wanted <= execution.seq:
-                return None
-            bodies: list[tuple[int, bytes]] = []
-            query = "SELECT id, base, body FROM bodies WHERE id BETWEEN ? AND ? ORDER BY id DESC"
-            for key, base, body in self._execute(query, (first, first + wanted)):
-                bodies.append((key - first, body))
-                if base:
-                    break
-            query = "SELECT body FROM log WHERE id BETWEEN ? AND ? AND seq <= ? ORDER BY id"
-            log = [body for (body,) in self._execute(query, (first, last, wanted))]
-        bodies.reverse()
+        # No transaction: what is there up to a number never changes, and whatever is deleted goes together. The bodies
+        # are read last: if they are there, the log was.
+        rows = self._read(ONE, (execution_id,))
+        if not rows:
+            return None
+        execution, (first, last) = _execution(rows[0]), keys(rows[0][-1])
+        wanted = execution.seq if at is None else at
+        if not 0 <= wanted <= execution.seq:
+            return None
+        log = [body for (body,) in self._read(LOG, (first, last, wanted))]
+        bodies = self._chain(first, first + wanted)
+        if not bodies or bodies[-1][0] != wanted:
+            return None  # deleted meanwhile
         return Stored(execution=execution, bodies=bodies, log=log)
+
+    def _chain(self, first: int, last: int) -> list[tuple[int, bytes]]:
+        """The newest base up to a key, and all deltas on it."""
+        chain: list[tuple[int, bytes]] = []
+        with self._lock:
+            try:
+                for key, base, body in self._execute(NEWEST_FIRST, (first, last)):
+                    chain.append((key - first, body))
+                    if base:
+                        break
+            except sqlite3.Error as error:
+                raise explain(error, self.path, "reading") from error
+        chain.reverse()
+        return chain
 
     async def bodies(self, execution_id: str) -> Sequence[tuple[int, bool, bytes]]:
         return [(seq, bool(base), body) for seq, base, body in self._read(BODIES, (execution_id,))]
