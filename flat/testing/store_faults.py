@@ -250,7 +250,7 @@ async def _undisturbed(make: MakeFaults) -> _Script:
 async def _tell(
     make: MakeFaults, script: _Script, fault: Fault, which: int, call: int, patience: float
 ) -> int | None:
-    """Tell the story with a fault at one call of one act: 1 if the act failed, 0 if not, None if the call never came."""
+    """Tell the story with a fault at one call of one act: 1 if it failed, 0 if not, None if the call never came."""
     for _ in range(TELLINGS):
         if (failed := await _tell_once(make, script, fault, which, call, patience)) is not None:
             return failed
