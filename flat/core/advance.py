@@ -220,6 +220,12 @@ class Turn:
         self.answer(event)
         return self.effects
 
+    def go_on(self, event: Done | Failed) -> Advance:
+        """Handle a further event with the working copy of the step before, which `close` has frozen."""
+        self.status, self.launched, self.said, self.own = "running", (), (), None
+        self.again(event)
+        return self.close()
+
     # -- what an op may see ---------------------------------------------------
 
     @property
@@ -503,9 +509,9 @@ class Turn:
     # -- freezing -----------------------------------------------------------------
 
     def close(self) -> Advance:
-        """Freeze the working copy."""
+        """Freeze the working copy, which is that of the new snapshot from now on."""
         old, before = self.instance, self.snapshot
-        instance = Instance(
+        instance = self.instance = Instance(
             old.id,
             self.node,
             self._op,
@@ -522,7 +528,7 @@ class Turn:
         instances = (
             {**before.instances, old.id: instance} if len(before.instances) > 1 else {old.id: instance}
         )
-        snapshot = Snapshot(
+        snapshot = self.snapshot = Snapshot(
             before.execution_id,
             self.status,
             self.steps,

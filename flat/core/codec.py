@@ -13,15 +13,15 @@ pending (left out for the usual single effect; `p~`: what was answered and what 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from types import TracebackType
 from typing import Any
 
 import orjson
 
 from flat.core.grown import Grown
 from flat.core.snapshot import ROOT, Instance, Snapshot
-from flat.core.storable import Blobs, ValueCodec, is_utf8, unescaped
+from flat.core.storable import SCALARS, Blobs, ValueCodec, is_utf8, unescaped
 from flat.errors import IncompatibleSnapshot, NotStorable
 
 FORMAT = 1
@@ -78,8 +78,8 @@ class Codec(ValueCodec):
 
     def snapshot(self, body: bytes, blobs: Mapping[str, bytes]) -> Snapshot:
         """Read a base."""
-        with _undamaged():
-            return self._read_base(_load(body), blobs)
+        with UNDAMAGED:
+            return self._read_base(parsed(body), blobs)
 
     def _read_base(self, data: dict[str, Any], blobs: Mapping[str, bytes]) -> Snapshot:
         if data.get("format") != FORMAT:
@@ -131,7 +131,7 @@ class Codec(ValueCodec):
 
     def message(self, row: bytes, blobs: Mapping[str, bytes]) -> Any:
         """Read a row of a log."""
-        with _undamaged():
+        with UNDAMAGED:
             return self.value(orjson.loads(row), blobs)
 
     # -- deltas -------------------------------------------------------------------
@@ -143,8 +143,9 @@ class Codec(ValueCodec):
         if new.steps != old.steps:
             data["s"] = new.steps
         data["t"] = round((new.at - new.started_at) * 1000)
-        if len(new.instances) == 1 and len(old.instances) == 1 and ROOT in old.instances:
-            self._instance_delta(old.instances[ROOT], new.instances[ROOT], data, blobs)
+        olds, news = old.instances, new.instances
+        if len(news) == 1 and len(olds) == 1 and ROOT in olds:
+            self._instance_delta(olds[ROOT], news[ROOT], data, blobs)
         else:
             self._instances_delta(old, new, data, blobs)
         if new.spent is not old.spent:
@@ -192,11 +193,12 @@ class Codec(ValueCodec):
                 self._mapping_delta("local", old.local, new.local, changes, blobs)
             else:
                 data["l"] = self.plain(new.local, "local", blobs)
-        if new.pending != (usual_effect(new),):
-            self._pending_delta(old.pending, new.pending, data)
+        pending = new.pending
+        if len(pending) != 1 or pending[0] != usual_effect(new):
+            self._pending_delta(old.pending, pending, data)
         if new.deadline != old.deadline:
             data["d"] = new.deadline
-        if (new.parent, new.children, new.suspended) != (old.parent, old.children, old.suspended):
+        if new.children != old.children or new.suspended != old.suspended or new.parent != old.parent:
             data["k"] = [new.parent, list(new.children), new.suspended]
 
     @staticmethod
@@ -220,25 +222,28 @@ class Codec(ValueCodec):
     ) -> None:
         changed: dict[str, Any] = {}
         appended: dict[str, Any] = {}
+        added = 0
         for key, value in new.items():
             before = old.get(key, _MISSING)
             if before is value:
                 continue
+            added += before is _MISSING
             if (
-                isinstance(value, list)
+                type(value) not in SCALARS
+                and isinstance(value, list)
                 and isinstance(before, list)
                 and (kept := kept_prefix(before, value)) is not None
             ):
                 if kept < len(value):
-                    appended[key] = self.plain(value[kept:], f"{what}.{key}", blobs)
+                    appended[key] = self.member(value[kept:], what, key, blobs)
             else:
-                changed[key] = self.plain(value, f"{what}.{key}", blobs)
+                changed[key] = self.member(value, what, key, blobs)
         if changed:
             data["c"] = self._keys(changed)
         if appended:
             data["+"] = self._keys(appended)
-        if len(new) < len(old) + len(changed) and (gone := [k for k in old if k not in new]):
-            data["-"] = gone
+        if len(new) < len(old) + added:
+            data["-"] = [k for k in old if k not in new]
 
     @staticmethod
     def _keys(changes: dict[str, Any]) -> dict[str, Any]:
@@ -253,8 +258,8 @@ class Codec(ValueCodec):
 
     def applied(self, snapshot: Snapshot, body: bytes, blobs: Mapping[str, bytes]) -> Snapshot:
         """The snapshot with a delta applied."""
-        with _undamaged():
-            return self._applied(snapshot, _load(body), blobs)
+        with UNDAMAGED:
+            return self._applied(snapshot, parsed(body), blobs)
 
     def _applied(self, snapshot: Snapshot, data: dict[str, Any], blobs: Mapping[str, bytes]) -> Snapshot:
         steps = data.get("s", snapshot.steps)
@@ -373,16 +378,23 @@ def kept_prefix(old: Sequence[Any], new: list[Any]) -> int | None:
     return None
 
 
-@contextmanager
-def _undamaged() -> Iterator[None]:
+class _Undamaged:
     """What a stored body lacks, or holds in a form that we never write, is damage."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise IncompatibleSnapshot(f"a stored body is damaged: {error!r}") from error
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, KeyError | TypeError | ValueError | AttributeError | IndexError):
+            raise IncompatibleSnapshot(f"a stored body is damaged: {error!r}") from error
 
 
-def _load(body: bytes) -> dict[str, Any]:
+UNDAMAGED = _Undamaged()
+
+
+def parsed(body: bytes) -> dict[str, Any]:
     try:
         data = orjson.loads(body)
     except orjson.JSONDecodeError as error:

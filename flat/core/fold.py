@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flat.core.codec import Codec, _load, _undamaged
+from flat.core.codec import UNDAMAGED, Codec, parsed
 from flat.core.snapshot import ROOT, Snapshot
 from flat.errors import IncompatibleSnapshot
 
@@ -32,7 +32,7 @@ class Fold:
         """Take the next body of the chain; a base needs nothing that came before it."""
         if not self.may_refer and BLOB in body:
             self.may_refer = True
-        data = _load(body)
+        data = parsed(body)
         if base:
             self._data = data
             return
@@ -43,7 +43,7 @@ class Fold:
 
     def snapshot(self, codec: Codec, blobs: Mapping[str, bytes]) -> Snapshot:
         """The snapshot at the newest body."""
-        with _undamaged():
+        with UNDAMAGED:
             return codec._read_base(self._data, blobs)
 
     # -- what is known without making a snapshot ------------------------------------------

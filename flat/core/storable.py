@@ -92,6 +92,14 @@ class ValueCodec:
         except _Refused as refused:
             raise NotStorable(path + "".join(reversed(refused.path)), refused.type, refused.hint) from None
 
+    def member(self, value: Any, of: str, key: Any, blobs: Blobs) -> Any:
+        """As `plain`, for the path `of.key`, which is made only when it has to be told."""
+        try:
+            return self._plain(value, blobs, 0)
+        except _Refused as refused:
+            path = f"{of}.{key}" + "".join(reversed(refused.path))
+            raise NotStorable(path, refused.type, refused.hint) from None
+
     def _plain(self, value: Any, blobs: Blobs, depth: int) -> Any:
         cls = type(value)
         if (leaf := _LEAVES.get(cls)) is not None:
@@ -227,6 +235,8 @@ _LEAVES: dict[type, Callable[[Any, Blobs], Any]] = {
     bool: _same,
     type(None): _same,
 }
+SCALARS: frozenset[type] = frozenset(_LEAVES)
+"""Types whose values have nothing inside."""
 _OWN: dict[str, Decoder] = {
     "int": int,
     "text": lambda data: bytes.fromhex(data).decode("utf-8", "surrogatepass"),

@@ -70,32 +70,27 @@ class Keeper:
         """Store the snapshot. When this returns, it is as durable as the store promises."""
         if snapshot is self.stored and not consume:
             return
-        body, blobs = self.codec.delta(self.stored, snapshot)
-        base = False
+        before = self.stored
+        body, blobs = self.codec.delta(before, snapshot)
+        base, head = False, None
+        rows: Sequence[bytes] = ()
         self.since_base += len(body)
         if self.since_base >= self.base_at:
             body, blobs, base = self._base_if_small(snapshot, body, blobs)
-        rows, more = self.codec.rows(log) if log else ((), {})
-        head = None
-        if snapshot.status != self.stored.status or snapshot.status == "waiting" or self.adopted:
+        if log:
+            rows, more = self.codec.rows(log)
+            blobs = {**blobs, **more}
+        if snapshot.status != before.status or snapshot.status == "waiting" or self.adopted:
             head = head_of(snapshot, waits, self.adopted)
+        send = () if snapshot.parent is None else self._told_parent(snapshot)
+        seq = self.seq + 1
+        # By position: naming twelve fields costs as much as the delta.
         await self.store.commit(
             Commit(
-                lease=self.lease,
-                seq=self.seq + 1,
-                at=snapshot.at,
-                body=body,
-                base=base,
-                head=head,
-                log=rows,
-                blobs={**blobs, **more} if more else blobs,
-                consume=consume,
-                send=self._told_parent(snapshot),
-                births=births,
-                release=release,
+                self.lease, seq, snapshot.at, body, base, head, rows, blobs, consume, send, births, release
             )
         )
-        self.seq += 1
+        self.seq = seq
         self.stored = snapshot
         self.released = release
         self.adopted = None
@@ -103,8 +98,7 @@ class Keeper:
     def _told_parent(self, snapshot: Snapshot) -> tuple[Signal, ...]:
         """A child that ends where its parent does not run says so on a channel that the parent waits on."""
         if (
-            snapshot.parent is None
-            or snapshot.launched
+            snapshot.launched
             or self.attached
             or snapshot.status not in FINISHED
             or self.stored.status in FINISHED

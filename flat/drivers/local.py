@@ -72,6 +72,7 @@ class Drive:
 
     def __post_init__(self) -> None:
         self.tell = Teller(self.observers, self.clock)
+        self._watched = bool(self.observers)
 
     # -- beginnings -----------------------------------------------------------------
 
@@ -141,8 +142,9 @@ class Drive:
 
     async def _loop(self, step: Advance) -> Snapshot:
         program, perform = self.program, self.performer.perform
-        alone = self.keeper is None and self.tell_hooks is None and not self.observers and self.told is None
+        alone = self.keeper is None and self.tell_hooks is None and not self._watched and self.told is None
         lone = LONE if self.budget is None else LONE - {CallAgent}
+        turn: Turn | None = None
         while True:
             if alone and not (step.launched or step.said):
                 step = await self._unwatched(step, lone)
@@ -176,11 +178,13 @@ class Drive:
                     self.rest = before if step.snapshot is before.snapshot else None
                     return self._stopped(step)
                 continue
-            if self.observers:
+            if self._watched:
                 event = await self.tell.performed(self.performer, effect, snapshot)
             else:
                 event = await perform(effect, snapshot)
-            step = advance(program, snapshot, event)
+            if turn is None or turn.snapshot is not snapshot:
+                turn = Turn(program, snapshot, snapshot.instances[instance_of(effect.id)], event.at)
+            step = turn.go_on(event)
 
     async def _unwatched(self, step: Advance, lone: frozenset[type]) -> Advance:
         """Run on while nothing is kept and nobody watches, up to what needs more than awaiting one effect."""
@@ -242,23 +246,17 @@ class Drive:
         self, step: Advance, signal: Signal | None = None, held: Sequence[Held | AwaitSignal] = ()
     ) -> None:
         """Store what an event led to, then tell whoever watches. A run that is over gives its lease back with that."""
-        snapshot, effects, _, launched, said = step
+        snapshot, effects, path, launched, said = step
         if snapshot is self.snapshot:
             return
-        if self.keeper is not None and still_parked(self.keeper, snapshot):
-            self.snapshot = snapshot
-            return
-        if self.keeper is not None:
-            if snapshot.status == "waiting" and not held:
-                held = tuple(e for e in effects if isinstance(e, AwaitSignal))
-            consume = self.consume if signal is None else (*self.consume, signal.signal_id)
-            births = await self.children.births(launched, snapshot) if launched and self.children else ()
-            # Without effects it is over, unless others are still out.
-            over = not effects and (snapshot.status not in ("running", "waiting") or not snapshot.pending)
-            await self.keeper.keep(
-                snapshot, waits=held, consume=consume, log=said, births=births, release=over
-            )
-            self.consume = ()
+        if (keeper := self.keeper) is not None:
+            if snapshot.status == "waiting" and still_parked(keeper, snapshot):
+                self.snapshot = snapshot
+                return
+            if snapshot.status == "running" and effects and not (said or launched or signal or self.consume):
+                await keeper.keep(snapshot)  # an ordinary step
+            else:
+                await self._keep_more(step, signal, held)
         self.snapshot = snapshot
         if said:
             self.performer.log.extend(said)
@@ -266,11 +264,26 @@ class Drive:
             self.told(step)
         if launched and self.children is not None:
             self.children.launch(launched, snapshot)
-        if self.tell_hooks is not None and (step.path or self.performer.tree is not None):
+        if self.tell_hooks is not None and (path or self.performer.tree is not None):
             await self.tell_hooks(step)
-        if step.path and self.observers:
-            for kind, node, at in step.path:
+        if path and self._watched:
+            for kind, node, at in path:
                 self.tell.notice(kind, snapshot, node, at)
+
+    async def _keep_more(
+        self, step: Advance, signal: Signal | None, held: Sequence[Held | AwaitSignal]
+    ) -> None:
+        """Store a step that waits, ends, says something, or takes a signal."""
+        assert self.keeper is not None
+        snapshot, effects, _, launched, said = step
+        if snapshot.status == "waiting" and not held:
+            held = tuple(e for e in effects if isinstance(e, AwaitSignal))
+        consume = self.consume if signal is None else (*self.consume, signal.signal_id)
+        births = await self.children.births(launched, snapshot) if launched and self.children else ()
+        # Without effects it is over, unless others are still out.
+        over = not effects and (snapshot.status not in ("running", "waiting") or not snapshot.pending)
+        await self.keeper.keep(snapshot, waits=held, consume=consume, log=said, births=births, release=over)
+        self.consume = ()
 
     def _stopped(self, step: Advance) -> Snapshot:
         if step.snapshot.status != "waiting":
@@ -280,9 +293,9 @@ class Drive:
 
 
 def still_parked(keeper: Keeper, snapshot: Snapshot) -> bool:
-    """Whether the execution waits as it is stored to wait: then there is nothing to store."""
+    """Whether an execution that waits is stored to wait just so: then there is nothing to store."""
     old = keeper.stored
-    if snapshot.status != "waiting" or old.status != "waiting" or keeper.adopted:
+    if old.status != "waiting" or keeper.adopted:
         return False
     return (
         (snapshot.steps, snapshot.pending, snapshot.max_steps, snapshot.max_agent_calls)

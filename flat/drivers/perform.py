@@ -117,7 +117,10 @@ class Performer:
                 value = self._begin(effect, context)
                 if type(value) is CoroutineType or (type(value) is not dict and inspect.isawaitable(value)):
                     value = await value
-                value = _as_context(value, context, effect)
+                if type(value) is dict:
+                    value = settled_context(value, effect.context)
+                else:
+                    value = _as_context(value, context, effect)
             else:
                 value = await self._other(effect, snapshot)
         except Exception as error:  # every failure is data from here on
@@ -332,7 +335,7 @@ def _spent_on(error: BaseException) -> Spent | None:
 def _as_context(result: Any, given: dict[str, Any], effect: RunAction | RunHook) -> dict[str, Any]:
     if result is None:
         result = given
-    if type(result) is not dict and not isinstance(result, Mapping):
+    if not isinstance(result, Mapping):
         what = (
             f'action "{effect.action}"' if isinstance(effect, RunAction) else f"hook {POINTS[effect.point]}"
         )

@@ -64,8 +64,8 @@ class Writer:
             self.refresh(held)
             if held.seq != seq - 1:
                 raise StaleSnapshot(lease.execution_id, seq)
-        at = since(held.born, commit.at)
-        row = (held.num << 32 | seq, at, commit.base, commit.body, held.num, held.token)
+        num, at = held.num, since(held.born, commit.at)
+        row = (num << 32 | seq, at, commit.base, commit.body, num, held.token)
         try:
             stored = self._execute(APPEND, row).rowcount
         except sqlite3.IntegrityError as error:
