@@ -25,6 +25,8 @@ VERSION = 2
 APPLICATION = 0x666C6174
 """`flat` in ASCII, in the file's header: tells our files from other people's."""
 
+OLDEST = (3, 35)
+"""The first release of SQLite (2021) with RETURNING and MATERIALIZED."""
 BUSY_TIMEOUT = 5.0
 """Seconds to wait for another process's write before giving up."""
 
@@ -63,6 +65,11 @@ INSERT INTO floor VALUES (0);
 
 def open_database(path: str, synchronous: Synchronous) -> sqlite3.Connection:
     """Open a store's file, creating it and its tables if need be."""
+    if sqlite3.sqlite_version_info < OLDEST:
+        raise BackendError(
+            f"this Python comes with SQLite {sqlite3.sqlite_version}, and a store needs {'.'.join(map(str, OLDEST))} "
+            "or newer: use another build of Python, or another store"
+        )
     try:
         if path != ":memory:":
             Path(path).resolve().parent.mkdir(parents=True, exist_ok=True)
