@@ -257,9 +257,10 @@ async def test_a_closed_store_says_so(path: str) -> None:
         await store.create(birth("e2"))
 
 
-async def test_a_python_with_an_old_sqlite_is_told_at_once(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_python_with_an_old_sqlite_is_told_at_once(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 26, 0))
     monkeypatch.setattr(sqlite3, "sqlite_version", "3.26.0")
     with pytest.raises(BackendError, match=r"comes with SQLite 3\.26\.0, and a store needs 3\.35 or newer"):
         SQLiteStore(path)
-    assert not Path(path).exists()
