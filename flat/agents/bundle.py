@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flat.agents.credentials import missing_variables, needed_variables
+from flat.agents.credentials import is_embedded, missing_variables, needed_variables
 from flat.agents.external_agent import ExternalAgent
 from flat.agents.litellm import LiteLLMClient
 from flat.agents.mcp import MCPToolProvider, McpTools, serves_mcp
@@ -79,7 +79,7 @@ def build_agent(
         name=known,
         prompts=Prompts(prompt, _scope(client.settings, client.model), locate, compat=compat),
         client=client,
-        output=OutputSchema(prompt["output"], known) if prompt.get("output") else None,
+        output=_output(prompt, known, client),
         repairs=_repairs(prompt, known, locate),
         tools=check_definitions(prompt.get("tools"), f'agent "{known}"'),
         mcp=mcp,
@@ -95,6 +95,12 @@ def _client(settings: Config, name: str, directory: Path | str | None) -> Client
 
         return SubscriptionClient(settings, name=name, directory=directory)
     return LiteLLMClient(settings, name=name)
+
+
+def _output(prompt: Config, name: str, client: Client) -> OutputSchema | None:
+    if not prompt.get("output"):
+        return None
+    return OutputSchema(prompt["output"], name, grammar=is_embedded(client.settings))
 
 
 def _repairs(prompt: Config, name: str, locate: Locate | None) -> int:

@@ -10,7 +10,6 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -18,18 +17,14 @@ from pydantic import Field
 from flat.agents.process import GRACE, Command, CommandTimeout, Ended, Events, run, told_on_stderr
 from flat.agents.protocol import AgentRequest, AgentResult, Usage, add_usage
 from flat.agents.turns import (
-    CallThrottle,
-    Failing,
-    Settings,
-    check_working_directory,
+    CommandAgent,
+    CommandSettings,
     existing_file,
     fits_argument,
-    read_settings,
     session_to_resume,
     shorter,
     task_of,
     verdict,
-    without_secrets,
     working_directory,
 )
 from flat.errors import AgentFailed
@@ -47,7 +42,7 @@ KEPT_EVENTS = 20_000
 _FINISH = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length"}
 
 
-class ClaudeCodeSettings(Settings):
+class ClaudeCodeSettings(CommandSettings):
     """The keys of a `claude-code` agent."""
 
     claude_bin: str = "claude"
@@ -61,8 +56,6 @@ class ClaudeCodeSettings(Settings):
     mcp_config: str = ""
     max_budget_usd: float = 0
     effort: str = "high"
-    working_dir: str = ""
-    timeout: float = 0
     max_continuations: int = 100
     exit_sentinel: str = EXIT_SENTINEL
     continuation_prompt: str = ""
@@ -153,23 +146,11 @@ class Run:
         )
 
 
-class ClaudeCodeAgent:
-    """One configuration of Claude Code. Sessions are its own affair; an input `resume_session` continues one."""
+class ClaudeCodeAgent(CommandAgent[ClaudeCodeSettings]):
+    """One configuration of Claude Code: `ClaudeCodeAgent({"model": "opus"}, Path("config"))`."""
 
-    def __init__(
-        self,
-        config: Mapping[str, Any],
-        directory: Path,
-        *,
-        name: str = "claude-code",
-        throttle: CallThrottle | None = None,
-    ) -> None:
-        self.name, self.config, self.directory = name, dict(config), directory
-        self.settings = read_settings(ClaudeCodeSettings, config, name, "claude-code")
-        check_working_directory(self.settings.working_dir)
-        pace = (self.settings.rate_limit_delay, self.settings.rate_limit_jitter)
-        self.throttle = throttle or CallThrottle(*pace)
-        self.fail = Failing(name, "claude-code", self.config)
+    kind = "claude-code"
+    model = ClaudeCodeSettings
 
     async def call(self, request: AgentRequest) -> AgentResult:
         """Answer the request; see `flat.agents.protocol.Agent`."""
@@ -184,8 +165,7 @@ class ClaudeCodeAgent:
         """
         task = task_of(request, self.fail)
         resumed = session_to_resume(request, self.fail)
-        settings = read_settings(ClaudeCodeSettings, without_secrets(self.config), self.name, "claude-code")
-        turn = _Turn(self, settings, request, system)
+        turn = _Turn(self, self.now(), request, system)
         return await turn.take(task, resumed, fork)
 
 

@@ -33,6 +33,7 @@ Listener = Callable[[str, Mapping[str, Any]], None]
 """Gets the method and the parameters of a notification."""
 INSTALL = "install it with `npm install -g @openai/codex`, or set `codex_bin`"
 KEPT_ITEMS = 20_000
+"""Events, and items, of one turn that are kept for its metadata."""
 _UNKNOWN_METHOD = -32601
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -12,18 +11,14 @@ from pydantic import Field
 from flat.agents.process import Command, CommandTimeout, Ended, Events, run, told_on_stderr
 from flat.agents.protocol import AgentRequest, AgentResult, Usage
 from flat.agents.turns import (
-    CallThrottle,
-    Failing,
-    Settings,
-    check_working_directory,
+    CommandAgent,
+    CommandSettings,
     existing_file,
     fits_argument,
-    read_settings,
     session_to_resume,
     shorter,
     task_of,
     verdict,
-    without_secrets,
     working_directory,
 )
 from flat.errors import AgentFailed
@@ -35,7 +30,7 @@ KEPT_EVENTS = 20_000
 _AUTOMATIC = ("never", "on-request", "untrusted")
 
 
-class CodexCliSettings(Settings):
+class CodexCliSettings(CommandSettings):
     """The keys of a `codex-cli` agent."""
 
     codex_bin: str = "codex"
@@ -52,10 +47,6 @@ class CodexCliSettings(Settings):
     config_overrides: dict[str, str | bool | int | float] = Field(default_factory=dict)
     feature_enable: list[str] = Field(default_factory=list)
     feature_disable: list[str] = Field(default_factory=list)
-    working_dir: str = ""
-    timeout: float = 0
-    rate_limit_delay: float = 0
-    rate_limit_jitter: float = 0
     use_app_server: bool = False
     session_source: str = "exec"
 
@@ -101,23 +92,11 @@ class Turn:
             self.on_text(self.text)
 
 
-class CodexCliAgent:
-    """One configuration of Codex. Threads are its own affair; an input `resume_session` continues one."""
+class CodexCliAgent(CommandAgent[CodexCliSettings]):
+    """One configuration of Codex, whose sessions it calls threads."""
 
-    def __init__(
-        self,
-        config: Mapping[str, Any],
-        directory: Path,
-        *,
-        name: str = "codex-cli",
-        throttle: CallThrottle | None = None,
-    ) -> None:
-        self.name, self.config, self.directory = name, dict(config), directory
-        self.settings = read_settings(CodexCliSettings, config, name, "codex-cli")
-        check_working_directory(self.settings.working_dir)
-        pace = (self.settings.rate_limit_delay, self.settings.rate_limit_jitter)
-        self.throttle = throttle or CallThrottle(*pace)
-        self.fail = Failing(name, "codex-cli", self.config)
+    kind = "codex-cli"
+    model = CodexCliSettings
 
     async def call(self, request: AgentRequest) -> AgentResult:
         """Answer the request; see `flat.agents.protocol.Agent`."""
@@ -153,10 +132,6 @@ class CodexCliAgent:
 
         await self.throttle.wait()
         return await take_turn(self, request, fork=fork, model=model)
-
-    def now(self) -> CodexCliSettings:
-        """The settings for one call, with their secrets."""
-        return read_settings(CodexCliSettings, without_secrets(self.config), self.name, "codex-cli")
 
     def arguments(self, settings: CodexCliSettings, task: str, resumed: str | None) -> list[str]:
         """The command line of a turn; a prompt that cannot be an argument comes on stdin, as `-`."""

@@ -69,6 +69,11 @@ def is_loopback(url: str | None) -> bool:
     return host in ("localhost", "::1", "0.0.0.0") or host.startswith("127.")
 
 
+def is_embedded(config: Mapping[str, Any]) -> bool:
+    """Whether the model is the small one that `local` runs in a process beside this one."""
+    return config.get("provider") == "local" and not config.get("base_url")
+
+
 def is_free(config: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> bool:
     """Whether calls cost nothing: the model runs on this machine, or its settings give a price of zero."""
     prices = (config.get("input_cost_per_token"), config.get("output_cost_per_token"))

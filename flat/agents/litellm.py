@@ -17,6 +17,7 @@ from typing import Any
 from flat.agents import llm_thread
 from flat.agents.credentials import (
     base_url,
+    is_embedded,
     is_free,
     placeholder_key,
     provider,
@@ -52,7 +53,7 @@ class LiteLLMClient:
     def __init__(self, settings: Mapping[str, Any], *, name: str = "agent") -> None:
         self.name = name
         self.settings = dict(settings)
-        self._is_local = settings.get("provider") == "local" and not settings.get("base_url")
+        self._is_local = is_embedded(settings)
         if self._is_local:
             self.settings["name"] = settings.get("name") or "default"
         model = model_name(self.settings)

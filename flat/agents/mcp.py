@@ -27,7 +27,6 @@ from flat.errors import AgentFailed, Location, SpecError, did_you_mean
 log = logging.getLogger("flat.mcp")
 
 _KEYS = ("servers", "tool_filter", "tool_prompt")
-_SERVER_KEYS = ("command", "args", "env", "cwd", "server_url", "headers", "timeout")
 _EMPTY_SCHEMA = {"type": "object", "properties": {}}
 
 Locate = Callable[[tuple[str, ...]], Location | None]
@@ -221,17 +220,6 @@ def _server(config: Any, name: str, where: Location | None) -> Mapping[str, Any]
     if not isinstance(config, Mapping):
         raise SpecError(f"{name} is not a mapping", where)
     return config
-
-
-def check_server(config: Mapping[str, Any], name: str) -> None:
-    """What the built-in client asks of a server's definition; a provider of one's own may ask for other keys."""
-    for key in config:
-        if key not in _SERVER_KEYS:
-            raise SpecError(f'{name}: unknown key "{key}"; {did_you_mean(str(key), _SERVER_KEYS)}')
-    if ("command" in config) == ("server_url" in config):
-        raise SpecError(
-            f"{name} needs either `command` (a program to start) or `server_url` (an HTTP address)"
-        )
 
 
 def _filter(

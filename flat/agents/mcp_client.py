@@ -21,20 +21,32 @@ from typing import Any, TypeVar
 
 from flat.agents import llm_thread
 from flat.agents.credentials import missing_variables, resolve_secrets
-from flat.agents.mcp import check_server
 from flat.agents.tools import ToolResult
-from flat.errors import AgentFailed
+from flat.errors import AgentFailed, SpecError, did_you_mean
 
 T = TypeVar("T")
 
 CONNECT_SECONDS = 30.0
 """How long a server may take to start and to greet, unless its `timeout` says otherwise."""
 
+_SERVER_KEYS = ("command", "args", "env", "cwd", "server_url", "headers", "timeout")
 _MAX_PAGES = 100
+"""Of a server's list of tools."""
 
 _lock = threading.RLock()  # a finalizer may run in the middle of what this guards, in the same thread
 _users: dict[str, int] = {}
 _live: dict[str, _Live] = {}
+
+
+def check_server(config: Mapping[str, Any], name: str) -> None:
+    """What the built-in client asks of a server's definition; a provider of one's own may ask for other keys."""
+    for key in config:
+        if key not in _SERVER_KEYS:
+            raise SpecError(f'{name}: unknown key "{key}"; {did_you_mean(str(key), _SERVER_KEYS)}')
+    if ("command" in config) == ("server_url" in config):
+        raise SpecError(
+            f"{name} needs either `command` (a program to start) or `server_url` (an HTTP address)"
+        )
 
 
 class McpServer:

@@ -2,11 +2,12 @@
 
     output:
       label: {type: str, enum: [spam, ham], description: what it is}
-      score: {type: float, required: false}
+      score: {type: float, required: false, minimum: 0, maximum: 1}
+      reasons: {type: list, items: {type: str, maxLength: 80}, maxItems: 3}
 
 The answer becomes a mapping in which every declared field is there (optional ones perhaps as None); other
 fields that the model adds are kept. Obvious slips are put right: numbers and truth values written as text, an
-enum member in another case.
+enum member in another case. Bounds are checked here, whatever the provider makes of them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from math import isfinite
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
@@ -29,6 +31,18 @@ _SYNONYMS = {**{v: k for k, v in _JSON_NAMES.items()}, "dict": "object"}
 _TYPES = (*_JSON_NAMES, "json")
 _FENCE = re.compile(r"```[ \t]*(?:[A-Za-z]+)?[ \t]*\r?\n?(.*?)```", re.DOTALL)
 _MAX_PROBLEMS = 8
+_BOUNDS = {
+    "minLength": (("str",), "min_length"),
+    "maxLength": (("str",), "max_length"),
+    "minItems": (("list",), "min_length"),
+    "maxItems": (("list",), "max_length"),
+    "minimum": (("int", "float"), "ge"),
+    "maximum": (("int", "float"), "le"),
+}
+"""For each bound: the types it is for, and what pydantic calls it."""
+_PAIRS = (("minLength", "maxLength"), ("minItems", "maxItems"), ("minimum", "maximum"))
+_MOST_REPEATED = 2000
+"""As far as the grammars of llama.cpp count. With a bound beyond that it drops the whole grammar."""
 
 _LOOSE = ConfigDict(extra="allow", coerce_numbers_to_str=True, protected_namespaces=())
 
@@ -36,11 +50,13 @@ _LOOSE = ConfigDict(extra="allow", coerce_numbers_to_str=True, protected_namespa
 class OutputSchema:
     """The `output:` of an agent, compiled once."""
 
-    def __init__(self, fields: Mapping[str, Any], name: str = "output") -> None:
+    def __init__(self, fields: Mapping[str, Any], name: str = "output", *, grammar: bool = False) -> None:
+        """With `grammar`, for a model that is held to the schema's bounds as they are. Other providers each refuse
+        some of them in a strict schema, so that they are told in words, in the descriptions."""
         self.name = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:64] or "output"
         self._model = _model(fields, "output")
         self.strict = all(_is_strict(d) for d in fields.values())
-        self.json_schema = _object_schema(fields, self.strict)
+        self.json_schema = _object_schema(fields, self.strict, grammar)
 
     def response_format(self) -> dict[str, Any]:
         """What asks an OpenAI-like provider for this schema."""
@@ -115,17 +131,43 @@ def _kind(definition: Any, where: str) -> str:
 def _annotation(definition: Mapping[str, Any], kind: str, where: str) -> Any:
     if kind == "json":
         return Any
+    limits = Field(**{_BOUNDS[b][1]: told for b, told in _bounds(definition, kind, where).items()})
     if kind == "list":
         items = definition.get("items")
-        if items is None:
-            return list[Any]
-        return list[_annotation(items, _kind(items, f"{where}.items"), f"{where}.items")]  # type: ignore[misc]
+        of = Any if items is None else _annotation(items, _kind(items, f"{where}.items"), f"{where}.items")
+        return Annotated[list[of], limits]  # type: ignore[valid-type]
     if kind == "object":
         properties = definition.get("properties")
         return _model(properties, where) if properties else dict[str, Any]
     if definition.get("enum"):
         return Annotated[Any, BeforeValidator(_chooser(tuple(definition["enum"])))]
-    return _SCALARS[kind]
+    return Annotated[_SCALARS[kind], limits]
+
+
+def _bounds(definition: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
+    """The bounds of a field by name. Those that no answer can meet are refused, not tried."""
+    found = {name: definition[name] for name in _BOUNDS if definition.get(name) is not None}
+    for name, told in found.items():
+        kinds = _BOUNDS[name][0]
+        if kind not in kinds:
+            raise SpecError(f"{where}: `{name}` is for {' and '.join(kinds)}, and `type` is {kind}")
+        if definition.get("enum"):
+            raise SpecError(f"{where}: `{name}` says nothing beside `enum`; leave one of them out")
+        if (problem := _not_a_bound(told, kind)) is not None:
+            raise SpecError(f"{where}: `{name}` is {told!r}; give {problem}")
+    for low, high in _PAIRS:
+        if low in found and high in found and found[low] > found[high]:
+            raise SpecError(f"{where}: `{low}` is {found[low]}, more than `{high}`, {found[high]}")
+    return found
+
+
+def _not_a_bound(told: Any, kind: str) -> str | None:
+    """What to give instead, if this is no bound for values of that kind."""
+    if kind == "float":
+        return None if type(told) in (int, float) and isfinite(told) else "a number"
+    if type(told) is int and (kind == "int" or told >= 0):
+        return None
+    return "a whole number" if kind == "int" else "a whole number, 0 or more"
 
 
 def _chooser(options: tuple[Any, ...]) -> Callable[[Any], Any]:
@@ -152,11 +194,11 @@ def _is_strict(definition: Mapping[str, Any]) -> bool:
     return kind != "json"
 
 
-def _object_schema(fields: Mapping[str, Any], strict: bool) -> dict[str, Any]:
+def _object_schema(fields: Mapping[str, Any], strict: bool, grammar: bool) -> dict[str, Any]:
     """In a strict schema every field is required, and an optional one may be null."""
     properties, required = {}, []
     for name, definition in fields.items():
-        schema = _schema(definition, strict)
+        schema = _schema(definition, strict, grammar)
         optional = not definition.get("required", True)
         if optional and strict:
             schema = {"anyOf": [schema, {"type": "null"}]}
@@ -167,19 +209,36 @@ def _object_schema(fields: Mapping[str, Any], strict: bool) -> dict[str, Any]:
     return whole | {"additionalProperties": False} if strict else whole
 
 
-def _schema(definition: Mapping[str, Any], strict: bool) -> dict[str, Any]:
+def _schema(definition: Mapping[str, Any], strict: bool, grammar: bool) -> dict[str, Any]:
     kind = _kind(definition, "output")
     if kind == "object" and definition.get("properties"):
-        schema = _object_schema(definition["properties"], strict)
+        schema = _object_schema(definition["properties"], strict, grammar)
     else:
         schema = {"type": _JSON_NAMES[kind]} if kind != "json" else {}
     if kind == "list" and definition.get("items"):
-        schema["items"] = _schema(definition["items"], strict)
+        schema["items"] = _schema(definition["items"], strict, grammar)
     if definition.get("enum") and kind in _SCALARS:
         schema["enum"] = list(definition["enum"])
-    if definition.get("description"):
-        schema["description"] = str(definition["description"])
+    said = [str(definition["description"])] if definition.get("description") else []
+    bounds = _bounds(definition, kind, "output")
+    if grammar:
+        schema |= {
+            n: told for n, told in bounds.items() if kind not in ("str", "list") or told <= _MOST_REPEATED
+        }
+    elif bounds:
+        said.append(_bounds_in_words(bounds, kind))
+    if said:
+        schema["description"] = " ".join(said)
     return schema
+
+
+def _bounds_in_words(bounds: Mapping[str, Any], kind: str) -> str:
+    """Such as "Characters: at least 2, at most 80."."""
+    of_what = {"str": "characters: ", "list": "entries: "}.get(kind, "")
+    words = of_what + ", ".join(
+        f"at {'least' if name.startswith('min') else 'most'} {told}" for name, told in bounds.items()
+    )
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def _problem(error: Any) -> str:

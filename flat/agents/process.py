@@ -43,6 +43,7 @@ AFTERMATH = 1.0
 
 _GUARD = Path(__file__).with_name("process_guard.py")
 _SHOWN = 2000
+"""Characters of what a command printed that an error tells."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,11 @@ from typing import Any
 from flat.errors import SpecError, UnknownName
 
 _SPECS = ("flatprofile", "flatprofiles")
+_MANNER = frozenset((
+    "temperature", "max_tokens", "max_completion_tokens", "top_p", "top_k", "min_p", "frequency_penalty",
+    "presence_penalty", "seed", "stop", "stream", "stream_options", "timeout",
+))  # fmt: skip
+"""Settings that say how a model is asked, and mean the same for any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +81,18 @@ def resolve_profile(catalogue: Catalogue, reference: Any = None, *, compat: bool
             raise UnknownName("model profile", catalogue.override, catalogue.profiles)
         layers.append(_flatten(catalogue.profiles[catalogue.override]))
     return _merge(_default_layer(catalogue, layers), layers)
+
+
+def named_instead(reference: Any, name: str, profile: Mapping[str, Any]) -> Any:
+    """What refers to this profile in place of whatever a reference names, or says in full.
+
+    What the reference sets beside a name stays if it says how a model is asked. What says where, and by which key, goes
+    with the profile or the model that it belongs to.
+    """
+    if not isinstance(reference, Mapping) or "spec" in reference or profile.get("type") not in (None, "llm"):
+        return name
+    kept = {k: v for k, v in _flatten(reference).items() if k in _MANNER}
+    return {**kept, "profile": name} if kept else name
 
 
 def model_name(config: Mapping[str, Any]) -> str | None:

@@ -28,6 +28,7 @@ from flat.errors import AgentFailed, SpecError
 
 DEFAULT_AUTH_FILE = "~/.agents/flatmachines/auth.json"
 DEFAULT_TIMEOUT = 120.0
+"""Seconds."""
 
 _RETRIED = (429, 500, 502, 503, 504)
 _FINISH = {"tool_calls": "tool_use", "length": "length", "stop": "stop", "content_filter": "content_filter"}

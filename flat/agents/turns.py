@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import anyio
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -204,3 +204,37 @@ def throttle_from_config(config: Mapping[str, Any]) -> CallThrottle:
     return CallThrottle(
         float(config.get("rate_limit_delay") or 0), float(config.get("rate_limit_jitter") or 0)
     )
+
+
+class CommandSettings(Settings):
+    """The keys that every agent behind a command line has. Times are in seconds; no `timeout` is 0."""
+
+    working_dir: str = ""
+    timeout: float = 0
+    rate_limit_delay: float = 0
+    rate_limit_jitter: float = 0
+
+
+C = TypeVar("C", bound=CommandSettings)
+
+
+class CommandAgent(Generic[C]):
+    """One configuration of a program. Sessions are its own affair; an input `resume_session` continues one."""
+
+    kind: ClassVar[str]
+    model: type[C]
+    """Its settings."""
+
+    def __init__(
+        self, config: Mapping[str, Any], directory: Path, *, name: str = "",
+        throttle: CallThrottle | None = None,
+    ) -> None:  # fmt: skip
+        self.name, self.config, self.directory = name or self.kind, dict(config), directory
+        self.settings = read_settings(self.model, config, self.name, self.kind)
+        check_working_directory(self.settings.working_dir)
+        self.throttle = throttle or throttle_from_config(dict(self.settings))
+        self.fail = Failing(self.name, self.kind, self.config)
+
+    def now(self) -> C:
+        """The settings for one call, with their secrets."""
+        return read_settings(self.model, without_secrets(self.config), self.name, self.kind)

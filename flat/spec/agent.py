@@ -8,15 +8,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 from flat.spec.base import SPEC_VERSION, Closed, Metadata, Open, Version, by_shape
 
 OutputType = Literal["str", "int", "float", "bool", "json", "list", "object"]
+_BOUNDS = (
+    (("str",), "min_length", "max_length"),
+    (("list",), "min_items", "max_items"),
+    (("int", "float"), "minimum", "maximum"),
+)
+"""The types that have bounds, and the keys of the lower and the upper one."""
 
 
 class OutputField(Closed):
-    """One field of the structured output that a model is asked for."""
+    """One field of the structured output that a model is asked for. Its bounds are called as in JSON Schema."""
+
+    model_config = ConfigDict(populate_by_name=False)
 
     type: OutputType = Field(description="The kind of value.", examples=["str", "int"])
     description: str | None = Field(
@@ -28,6 +37,45 @@ class OutputField(Closed):
     properties: dict[str, OutputField] | None = Field(
         None, description="The fields of an `object`.", examples=[{"city": {"type": "str"}}]
     )
+    min_length: int | None = Field(
+        None, alias="minLength", ge=0, description="Fewest characters of a `str`.", examples=[1]
+    )
+    max_length: int | None = Field(
+        None, alias="maxLength", ge=0, description="Most characters of a `str`.", examples=[80]
+    )
+    min_items: int | None = Field(
+        None, alias="minItems", ge=0, description="Fewest entries of a `list`.", examples=[1]
+    )
+    max_items: int | None = Field(
+        None, alias="maxItems", ge=0, description="Most entries of a `list`.", examples=[5]
+    )
+    minimum: int | float | None = Field(None, description="Smallest `int` or `float`.", examples=[1])
+    maximum: int | float | None = Field(None, description="Largest `int` or `float`.", examples=[10])
+
+    @model_validator(mode="after")
+    def _bounds_can_be_met(self) -> OutputField:
+        if (problem := self._misfit()) is not None:
+            raise PydanticCustomError("bounds", "{problem}", {"problem": problem})
+        return self
+
+    def _misfit(self) -> str | None:
+        """What is wrong with the bounds: not for this type, or more than anything can meet."""
+        for kinds, *keys in _BOUNDS:
+            told = [(_name(key), getattr(self, key)) for key in keys if getattr(self, key) is not None]
+            for name, bound in told:
+                if self.type not in kinds:
+                    return f"{name} is for {' and '.join(kinds)}, and type is {self.type}"
+                if self.enum:
+                    return f"{name} says nothing beside enum; leave one of them out"
+                if self.type == "int" and not isinstance(bound, int):
+                    return f"{name} should be a whole number, as the values are"
+            if len(told) == 2 and told[0][1] > told[1][1]:
+                return f"{told[0][0]} is more than {told[1][0]}"
+        return None
+
+
+def _name(key: str) -> str:
+    return OutputField.model_fields[key].alias or key
 
 
 class McpServer(Open):

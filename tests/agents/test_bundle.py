@@ -162,6 +162,18 @@ async def test_structured_output_asks_with_a_strict_schema(serve: ServeModel, ag
     }
 
 
+async def test_a_provider_is_told_of_bounds_in_words_and_asked_again_beyond_them(
+    serve: ServeModel, agent_on: MakeAgent
+) -> None:
+    model = serve(['{"n": 30}', '{"n": 3}'])
+    bounded = agent_on(model, output={"n": {"type": "int", "maximum": 9}})
+    result = await bounded.call(AgentRequest(input={"word": "x"}))
+    assert result.output == {"n": 3}
+    asked = model.requests[0].body["response_format"]["json_schema"]["schema"]
+    assert asked["properties"] == {"n": {"type": "integer", "description": "At most 9."}}
+    assert "less than or equal to 9" in sent(model)[-1][1]
+
+
 async def test_a_wrong_answer_is_repaired_and_the_usage_summed(
     serve: ServeModel, agent_on: MakeAgent
 ) -> None:

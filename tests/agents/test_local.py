@@ -335,6 +335,58 @@ async def test_the_real_model_fills_in_a_schema_for_nothing() -> None:
 
 @real_model
 @needs_runtime
+@pytest.mark.anyio
+async def test_the_real_model_is_held_to_the_bounds_of_a_schema() -> None:
+    agent = build_agent(
+        {
+            "model": {"provider": "local", "temperature": 0, "max_tokens": 120},
+            "system": "You tell long stories about the sea.",
+            "user": "Tell one.",
+            "output": {
+                "story": {"type": "str", "minLength": 40, "maxLength": 60},
+                "names": {
+                    "type": "list",
+                    "items": {"type": "str", "maxLength": 10},
+                    "minItems": 2,
+                    "maxItems": 3,
+                },
+                "waves": {"type": "int", "minimum": 7, "maximum": 9},
+                "remark": {"type": "str", "maxLength": 0},
+            },
+            "output_repairs": 0,
+        }
+    )
+    result = await agent.call(AgentRequest(input={}))
+    assert isinstance(result.output, dict)
+    assert 40 <= len(result.output["story"]) <= 60
+    assert 2 <= len(result.output["names"]) <= 3
+    assert 7 <= result.output["waves"] <= 9
+    assert result.output["remark"] == ""
+
+
+@real_model
+@needs_runtime
+@pytest.mark.anyio
+async def test_a_bound_beyond_what_its_grammar_counts_to_leaves_the_rest_of_the_schema_in_force() -> None:
+    agent = build_agent(
+        {
+            "model": {"provider": "local", "temperature": 0, "max_tokens": 64},
+            "system": "You answer by one colour.",
+            "user": "Which colour has the sea?",
+            "output": {
+                "colour": {"type": "str", "enum": ["red", "blue"]},
+                "why": {"type": "str", "maxLength": 9000},
+            },
+            "output_repairs": 0,
+        }
+    )
+    result = await agent.call(AgentRequest(input={}))
+    assert isinstance(result.output, dict)
+    assert result.output["colour"] in ("red", "blue")
+
+
+@real_model
+@needs_runtime
 def test_a_process_has_one_server_until_it_is_closed() -> None:
     with serve() as first:
         assert serve() is first

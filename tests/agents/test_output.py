@@ -119,3 +119,89 @@ def test_a_schema_with_free_parts_is_not_strict() -> None:
 def test_an_unknown_type_is_refused(definition: Any) -> None:
     with pytest.raises(SpecError, match=r"output\.a"):
         OutputSchema({"a": definition})
+
+
+BOUNDED: dict[str, Any] = {
+    "name": {"type": "str", "description": "Who it is.", "minLength": 2, "maxLength": 5},
+    "tags": {"type": "list", "items": {"type": "str", "maxLength": 3}, "minItems": 1, "maxItems": 2},
+    "age": {"type": "int", "minimum": 0, "maximum": 150},
+    "share": {"type": "float", "maximum": 0.5, "required": False},
+}
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        ('{"name": "Annabel", "tags": ["a"], "age": 3}', 'the field "name": String should have at most 5'),
+        ('{"name": "A", "tags": ["a"], "age": 3}', 'the field "name": String should have at least 2'),
+        ('{"name": "Ann", "tags": [], "age": 3}', 'the field "tags": List should have at least 1'),
+        ('{"name": "Ann", "tags": ["a", "b", "c"], "age": 3}', 'the field "tags": List should have at most 2'),
+        ('{"name": "Ann", "tags": ["long"], "age": 3}', 'the field "tags.0": String should have at most 3'),
+        ('{"name": "Ann", "tags": ["a"], "age": -1}', 'the field "age": Input should be greater than or equal to 0'),
+        ('{"name": "Ann", "tags": ["a"], "age": 3, "share": 1}', 'the field "share": Input should be less than'),
+    ],
+)  # fmt: skip
+def test_an_answer_beyond_its_bounds_is_a_problem(answer: str, problem: str) -> None:
+    _, problems = OutputSchema(BOUNDED).read(answer)
+    assert len(problems) == 1
+    assert problem in problems[0]
+
+
+def test_an_answer_within_its_bounds_is_put_right_as_ever() -> None:
+    value, problems = OutputSchema(BOUNDED).read(
+        '{"name": 12345, "tags": ["abc", "d"], "age": "150", "share": null}'
+    )
+    assert (value, problems) == ({"name": "12345", "tags": ["abc", "d"], "age": 150, "share": None}, [])
+
+
+def test_bounds_are_told_in_words_that_every_provider_takes() -> None:
+    schema = OutputSchema(BOUNDED)
+    assert schema.strict
+    assert schema.json_schema["properties"] == {
+        "name": {
+            "type": "string",
+            "description": "Who it is. Characters: at least 2, at most 5.",
+        },
+        "tags": {
+            "type": "array",
+            "items": {"type": "string", "description": "Characters: at most 3."},
+            "description": "Entries: at least 1, at most 2.",
+        },
+        "age": {"type": "integer", "description": "At least 0, at most 150."},
+        "share": {"anyOf": [{"type": "number", "description": "At most 0.5."}, {"type": "null"}]},
+    }
+
+
+def test_a_grammar_gets_them_as_they_are_as_far_as_it_counts() -> None:
+    schema = OutputSchema({**BOUNDED, "essay": {"type": "str", "maxLength": 2001}}, grammar=True)
+    assert schema.json_schema["properties"] == {
+        "name": {"type": "string", "description": "Who it is.", "minLength": 2, "maxLength": 5},
+        "tags": {"type": "array", "items": {"type": "string", "maxLength": 3}, "minItems": 1, "maxItems": 2},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "share": {"anyOf": [{"type": "number", "maximum": 0.5}, {"type": "null"}]},
+        "essay": {"type": "string"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("definition", "said"),
+    [
+        ({"type": "int", "maxLength": 3}, "`maxLength` is for str, and `type` is int"),
+        ({"type": "bool", "maximum": 3}, "`maximum` is for int and float, and `type` is bool"),
+        ({"type": "json", "maxItems": 3}, "`maxItems` is for list, and `type` is json"),
+        ({"type": "object", "minItems": 3}, "`minItems` is for list, and `type` is object"),
+        ({"type": "str", "enum": ["a"], "maxLength": 3}, "`maxLength` says nothing beside `enum`"),
+        ({"type": "str", "maxLength": -1}, "`maxLength` is -1; give a whole number, 0 or more"),
+        ({"type": "list", "maxItems": 2.5}, r"`maxItems` is 2\.5; give a whole number, 0 or more"),
+        ({"type": "int", "minimum": 1.5}, r"`minimum` is 1\.5; give a whole number"),
+        ({"type": "int", "minimum": True}, "`minimum` is True; give a whole number"),
+        ({"type": "float", "minimum": float("nan")}, "`minimum` is nan; give a number"),
+        ({"type": "str", "minLength": 5, "maxLength": 3}, "`minLength` is 5, more than `maxLength`, 3"),
+        ({"type": "list", "minItems": 2, "maxItems": 1}, "`minItems` is 2, more than `maxItems`, 1"),
+        ({"type": "int", "minimum": 2, "maximum": -2}, "`minimum` is 2, more than `maximum`, -2"),
+    ],
+)
+def test_a_bound_that_nothing_meets_is_refused(definition: dict[str, Any], said: str) -> None:
+    for nested in ({"a": definition}, {"a": {"type": "list", "items": definition}}):
+        with pytest.raises(SpecError, match=said):
+            OutputSchema(nested)

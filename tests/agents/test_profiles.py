@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flat.agents.profiles import check_catalogue, model_name, read_catalogue, resolve_profile
+from flat.agents.profiles import check_catalogue, model_name, named_instead, read_catalogue, resolve_profile
 from flat.errors import SpecError, UnknownName
 
 A = {"provider": "p", "name": "na", "temperature": 0.1}
@@ -108,3 +108,26 @@ def test_the_provider_goes_in_front_unless_it_is_there(
     provider: str | None, name: str | None, full: Any
 ) -> None:
     assert model_name({"provider": provider, "name": name}) == full
+
+
+@pytest.mark.parametrize(
+    ("reference", "instead"),
+    [
+        (None, "b"),
+        ("a", "b"),
+        ({"profile": "a", "temperature": 0.9}, {"profile": "b", "temperature": 0.9}),
+        ({"provider": "z", "name": "zz", "api_key": "k", "seed": 1}, {"profile": "b", "seed": 1}),
+        ({"provider": "z", "name": "zz", "base_url": "https://z"}, "b"),
+        ({"type": "llm", "model": {"name": "zz", "top_p": 0.5}}, {"profile": "b", "top_p": 0.5}),
+        ({"type": "claude-code", "model": "opus", "timeout": 9}, {"profile": "b", "timeout": 9}),
+        ({"spec": "flatprofile", "data": {"model_profiles": {"own": A}}}, "b"),
+    ],
+)
+def test_another_profile_in_place_of_the_named_one_takes_no_key_to_a_foreign_place(
+    reference: Any, instead: Any
+) -> None:
+    assert named_instead(reference, "b", B) == instead
+
+
+def test_a_command_line_in_place_of_a_model_takes_nothing_over() -> None:
+    assert named_instead({"profile": "a", "temperature": 0.9}, "coder", {"type": "claude-code"}) == "coder"

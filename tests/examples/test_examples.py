@@ -15,6 +15,7 @@ What an example comes to is declared in `expected/NAME.yml`:
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -39,7 +40,7 @@ from flat.testing.model_script import Script
 from flat.testing.model_server import ScriptedModel
 
 from .conftest import Commands, read_yaml
-from .graphs import EXAMPLES, NAMES, drawn, shown
+from .graphs import EXAMPLES, LIST, NAMES, all_listed, drawn, shown
 
 EXPECTED = Path(__file__).with_name("expected")
 RUNNABLE = sorted(file.stem for file in EXPECTED.glob("*.yml") if not file.stem.startswith("tree_"))
@@ -202,6 +203,21 @@ def test_all_are_listed(commands: Commands, tmp_path: Path) -> None:
     assert [one["name"] for one in listed] == NAMES
     assert all(one["about"] and one["command"].startswith("flat ") for one in listed)
     assert "flat init --from NAME DIR" in commands(tmp_path, ["examples"]).text
+    assert LIST.read_text(encoding="utf-8") == all_listed(), "python tests/examples/graphs.py writes it"
+
+
+def test_the_list_says_which_run_on_the_small_model_of_this_machine(
+    commands: Commands, tmp_path: Path
+) -> None:
+    said = json.loads(commands(tmp_path, ["examples", "--json"]).text)
+    listed = {one["name"]: (one["model"], one["local"]) for one in said}
+    assert listed["writer_critic"] == listed["support_triage_json"] == listed["ticket_triage"] == (True, True)
+    assert listed["tree_demo"] == listed["helloworld"] == listed["coding_agent_cli"] == (True, False)
+    assert listed["listener_os"] == listed["dfss_pipeline"] == listed["distributed_worker"] == (False, False)
+    table = commands(tmp_path, ["examples"]).text
+    assert re.search(r"^writer_critic +yes +Two agents", table, re.MULTILINE)
+    assert re.search(r"^tree_demo +no +The smallest", table, re.MULTILINE)
+    assert re.search(r"^listener_os +no model +A machine", table, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", NAMES)

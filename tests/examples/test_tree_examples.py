@@ -37,7 +37,7 @@ from flat.cli.trees import Limits, load_tree, say_to, told
 from flat.drivers.clock import Clock
 from flat.hooks import Notice
 from flat.runtime import Machine
-from flat.runtime.tree_steps import suspended_data
+from flat.runtime.waiting import suspended_data
 from flat.testing.clock import VirtualClock
 from flat.testing.crash import EXECUTION, Scenario, memory_places, sweep
 from flat.testing.model_script import Script

@@ -67,8 +67,9 @@ class Program:
         return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
     def left(self) -> list[int]:
-        """Those of its processes that are still there."""
-        return [pid for pid in map(int, (self.folder / "pids").read_text().split()) if _lives(pid)]
+        """Those of its processes that are still there. One that was ended before it got so far has written no ids."""
+        pids = self.folder / "pids"
+        return [pid for pid in map(int, pids.read_text().split()) if _lives(pid)] if pids.exists() else []
 
 
 def _lives(pid: int) -> bool:

@@ -320,7 +320,7 @@ def test_a_working_directory_that_is_no_template_is_told_when_the_agent_is_made(
 
 
 def test_wrong_settings_are_all_named() -> None:
-    with pytest.raises(SpecError, match=r'agent "coder" \(claude-code\): `tools`: .*; `timeout`: '):
+    with pytest.raises(SpecError, match=r'agent "coder" \(claude-code\): `timeout`: .*; `tools`: '):
         agent(Path(), timeout="soon", tools="Read", model=None)
 
 
