@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json as json_format
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from flat.errors import DefinitionError, Problem, SpecError, did_you_mean, neare
 
 if TYPE_CHECKING:
     from flat.core.program import Program
+    from flat.spec.document import Document
     from flat.spec.sources import MachineSource
     from flat.tree.charter import Charter
 
@@ -83,7 +84,7 @@ def _problems(path: Path, compat: bool) -> list[Problem]:
         return _of(error)
     problems = _machine_problems(project.machine, compat, {})
     with contextlib.suppress(DefinitionError):  # which was said above
-        problems += _hook_problems(project, compat)
+        problems += _name_problems(project, compat)
     if project.script is not None and not project.script.is_file():
         problems.append(Problem("project", f"{project.file}: there is no script {project.script}"))
     return problems
@@ -103,13 +104,14 @@ def _machine_problems(path: Path, compat: bool, seen: dict[Path, None], **inheri
     return [*source.problems, *_agent_problems(program, compat), *_below(source, seen)]
 
 
-def _hook_problems(project: Project, compat: bool) -> Iterator[Problem]:
-    """Warn of hooks that a machine names and its project does not register; a Python program may."""
+def _name_problems(project: Project, compat: bool) -> Iterator[Problem]:
+    """Warn of hooks and verifiers that a machine names and its project does not register; a Python program may."""
     from flat.spec.load import load_machine
 
     document = load_machine(project.machine, compat=compat).document
     registry = project.registry()
     states = document.get(("data", "states")) or {}
+    yield from _verifier_problems(document, states, project)
     places = [
         ("data", "hooks"),
         ("data", "lifecycle_hooks"),
@@ -123,6 +125,19 @@ def _hook_problems(project: Project, compat: bool) -> Iterator[Problem]:
                     hint = did_you_mean(name, registry.factories)
                 said = f'nothing is registered as the hooks "{name}"'
                 yield Problem("unknown-hooks", said, document.locate(place), hint, "warning")
+
+
+def _verifier_problems(document: Document, states: Iterable[str], project: Project) -> Iterator[Problem]:
+    places = [("data", "settings", "in_doubt"), *(("data", "states", s, "in_doubt") for s in states)]
+    for place in places:
+        policy = document.get(place)
+        name = policy.removeprefix("verify:") if isinstance(policy, str) else policy
+        if name != policy and name not in project.verifiers:
+            hint = f'add under [verifiers] in flat.toml: {name} = "file.py:function"'
+            if nearest(name, list(project.verifiers)):
+                hint = did_you_mean(name, project.verifiers)
+            said = f'nothing is registered as the verifier "{name}"'
+            yield Problem("unknown-verifier", said, document.locate(place), hint, "warning")
 
 
 def _hook_names(value: Any) -> list[str]:

@@ -191,14 +191,12 @@ def _project_findings(folder: Path) -> Iterator[Finding]:
         yield _broken(
             "project", f"{NAME} names the script {project.script}, which is not there", "correct its [model]"
         )
-    for name, where in project.hooks.items():
-        module, _, _ = where.partition(":")
-        if module.endswith(".py") and not (project.folder / module).is_file():
-            yield _broken(
-                "project",
-                f'{NAME}: hooks "{name}" are in {module}, which is not there',
-                "correct its [hooks]",
-            )
+    for table, names in (("hooks", project.hooks), ("verifiers", project.verifiers)):
+        for name, where in names.items():
+            module, _, _ = where.partition(":")
+            if module.endswith(".py") and not (project.folder / module).is_file():
+                said = f'{NAME}: "{name}" in [{table}] is in {module}, which is not there'
+                yield _broken("project", said, f"correct its [{table}]")
 
 
 def _weights_findings() -> Iterator[Finding]:

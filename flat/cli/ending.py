@@ -21,7 +21,7 @@ from flat.cli.text import clean
 from flat.errors import FlatError
 
 DONE, FAILED, USAGE, WAITING, CANCELLED, LIMIT, TIMED_OUT = 0, 1, 2, 4, 5, 6, 7
-TAKEN, IN_DOUBT, BUG, INTERRUPTED = 8, 11, 70, 130
+TAKEN, MISSING, IN_DOUBT, BUG, INTERRUPTED = 8, 9, 11, 70, 130
 BY_STATUS = {
     "done": DONE,
     "failed": FAILED,
@@ -87,11 +87,11 @@ def complain(message: str) -> None:
         print(clean(message), file=sys.stderr, flush=True)
 
 
-def say(text: str = "", file: IO[str] | None = None) -> None:
-    """Text on standard output. A run goes on when its reader has gone away."""
+def say(text: str = "", file: IO[str] | None = None, *, raw: bool = False) -> None:
+    """Text on standard output, cleaned unless it is wanted raw. A run goes on when its reader has gone away."""
     out = file or sys.stdout
     try:
-        print(clean(text), file=out, flush=True)
+        print(text if raw else clean(text), file=out, flush=True)
     except BrokenPipeError:
         # What is still buffered would be written, and complained about, at exit.
         with contextlib.suppress(OSError, ValueError):

@@ -15,6 +15,7 @@ from flat.backends.protocols import Execution
 from flat.cli.costs import cost_data, cost_lines, family_costs
 from flat.cli.ending import DONE, UsageError, say
 from flat.cli.family import Member, child_of, family_data, family_lines, family_of
+from flat.cli.field import FieldNotFound, say_field
 from flat.cli.outcomes import failure_data
 from flat.cli.plain import spent_data
 from flat.cli.runs import execution_data, shown_status, when
@@ -38,10 +39,14 @@ class Asked:
     at: str | None = None
     diff: tuple[str, str] | None = None
     cost: bool = False
+    get: str | None = None
 
-    def check(self) -> None:
-        if sum((self.steps, self.at is not None, self.diff is not None, self.cost)) > 1:
-            raise UsageError("--steps, --at, --diff and --cost exclude each other")
+    def check(self, json: bool) -> None:
+        one_of = (self.steps, self.at is not None, self.diff is not None, self.cost, self.get is not None)
+        if sum(one_of) > 1:
+            raise UsageError("--steps, --at, --diff, --cost and --get exclude each other")
+        if json and self.get is not None:
+            raise UsageError("--get and --json exclude each other")
 
 
 def place_of(text: str) -> Place:
@@ -57,11 +62,14 @@ def place_of(text: str) -> Place:
 
 def show_run(id_: str, asked: Asked, *, store: str | None, json: bool) -> int:
     """Show one execution."""
-    asked.check()
+    asked.check(json)
     for text in (*(asked.diff or ()), *([asked.at] if asked.at is not None else [])):
         place_of(text)
     url = store_url(store)
     need_store(url, id_)
+    if asked.get is not None:
+        say_field(anyio.run(_output, url, id_), asked.get)
+        return DONE
     data, lines = anyio.run(_look, url, id_, asked, store)
     if json:
         say(json_format.dumps(data(), indent=2, default=str))
@@ -91,6 +99,15 @@ async def _look(url: str, given: str, asked: Asked, store: str | None) -> View:
             return lambda: cost_data(costs), lambda: cost_lines(costs)
         page = await _page(runtime, execution, asked.steps, store)
         return page.data, page.lines
+
+
+async def _output(url: str, given: str) -> Any:
+    async with Runtime(url) as runtime:
+        execution_id = await full_id(runtime, given)
+        snapshot = await runtime.inspect(execution_id)
+        if snapshot.status != "done":
+            raise FieldNotFound(f"execution {short_id(execution_id)} is {snapshot.status} and has no output")
+        return snapshot.output
 
 
 async def _difference(runtime: Runtime, execution_id: str, a: str, b: str) -> Diff:

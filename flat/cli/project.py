@@ -9,6 +9,9 @@
     [hooks]                        # the only way from a name in a machine file to code
     my-hooks = "hooks.py:MyHooks"  # or "package.module:MyHooks"
 
+    [verifiers]                    # tell whether an effect with `in_doubt: verify:paid` has happened
+    paid = "ledger.py:paid"
+
     [model]
     script = "script.yml"          # answers when there is no key for the real model
 
@@ -17,6 +20,7 @@ Paths are relative to the file.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import tomllib
@@ -25,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flat.bindings import Bindings
 from flat.errors import DefinitionError, Location, Problem, SpecError, did_you_mean
 from flat.hooks import HooksRegistry
 
@@ -35,6 +40,8 @@ _KEYS: dict[str, dict[str, type]] = {
     "run": {"machine": str, "input": dict, "input_files": dict, "max_steps": int, "max_agent_calls": int},
     "model": {"script": str},
 }
+_NAMES = {"hooks": "Class", "verifiers": "function"}
+"""Tables of references to code, and what a reference names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +56,7 @@ class Project:
     max_steps: int | None = None
     max_agent_calls: int | None = None
     hooks: Mapping[str, str] = field(default_factory=dict)
+    verifiers: Mapping[str, str] = field(default_factory=dict)
     script: Path | None = None
     charter: bool = False
     """True when the machine is no file, but a charter by its reference."""
@@ -59,6 +67,12 @@ class Project:
         for name, where in self.hooks.items():
             registry.register(name, _factory(name, where, self.folder))
         return registry
+
+    def bindings(self) -> Bindings:
+        """The verifiers by name. Their code is imported when one of them is asked."""
+        return Bindings(
+            verifiers={name: _verifier(name, where, self.folder) for name, where in self.verifiers.items()}
+        )
 
 
 def find_project(given: Path) -> Project:
@@ -111,6 +125,7 @@ def _project(machine: Path, file: Path, data: Mapping[str, Any]) -> Project:
     script = data.get("model", {}).get("script")
     return Project(
         machine=machine, folder=file.parent, file=file, hooks=data.get("hooks", {}),
+        verifiers=data.get("verifiers", {}),
         input={**_texts(run.get("input_files", {}), file), **run.get("input", {})},
         max_agent_calls=run.get("max_agent_calls"),
         max_steps=run.get("max_steps"),
@@ -149,24 +164,23 @@ def _read(file: Path) -> Mapping[str, Any]:
 
 def _problems(data: Mapping[str, Any], text: str, file: Path) -> Iterator[Problem]:
     for table, content in data.items():
-        if table not in (*_KEYS, "hooks"):
-            hint = did_you_mean(table, [*_KEYS, "hooks"])
+        if table not in (*_KEYS, *_NAMES):
+            hint = did_you_mean(table, [*_KEYS, *_NAMES])
             yield Problem("project", f'unknown table "{table}"', _place(table, text, file), hint)
         elif not isinstance(content, dict):
             yield Problem("project", f'"{table}" is not a table', _place(table, text, file))
-        elif table == "hooks":
-            yield from _hook_problems(content, text, file)
+        elif table in _NAMES:
+            yield from _name_problems(table, content, text, file)
         else:
             yield from _key_problems(_KEYS[table], table, content, text, file)
 
 
-def _hook_problems(content: Mapping[str, Any], text: str, file: Path) -> Iterator[Problem]:
+def _name_problems(table: str, content: Mapping[str, Any], text: str, file: Path) -> Iterator[Problem]:
     for name, where in content.items():
         if not isinstance(where, str) or ":" not in where:
-            hint = 'write "file.py:Class" or "module:Class"'
-            yield Problem(
-                "project", f'hooks "{name}" do not say where they are', _place(name, text, file), hint
-            )
+            hint = f'write "file.py:{_NAMES[table]}" or "module:{_NAMES[table]}"'
+            said = f'"{name}" in [{table}] does not say where it is'
+            yield Problem("project", said, _place(name, text, file), hint)
 
 
 def _key_problems(
@@ -192,19 +206,38 @@ def _place(name: str, text: str, file: Path) -> Location | None:
 
 def _factory(name: str, where: str, folder: Path) -> Any:
     def make(**args: Any) -> Any:
-        from flat.runtime.machine import hooks_from_module
-
-        home = str(folder.resolve())
-        if home not in sys.path:  # hooks import what stands beside them
-            sys.path.insert(0, home)
-        try:
-            return hooks_from_module(where, folder)(**args)
-        except DefinitionError:
-            raise
-        except Exception as error:
-            if getattr(error, "exit_code", None) is not None:
-                raise
-            said = f"{type(error).__name__}: {error}"
-            raise DefinitionError(f'the hooks "{name}" ({where}) cannot be made: {said}') from error
+        with _made(f'the hooks "{name}" ({where}) cannot be made'):
+            return _named(where, folder)(**args)
 
     return make
+
+
+def _verifier(name: str, where: str, folder: Path) -> Any:
+    def ask(key: str, effect: Any) -> Any:
+        with _made(f'the verifier "{name}" ({where}) cannot be imported'):
+            function = _named(where, folder)
+        return function(key, effect)
+
+    return ask
+
+
+def _named(where: str, folder: Path) -> Any:
+    from flat.runtime.machine import from_module
+
+    home = str(folder.resolve())
+    if home not in sys.path:  # code imports what stands beside it
+        sys.path.insert(0, home)
+    return from_module(where, folder)
+
+
+@contextlib.contextmanager
+def _made(failed: str) -> Iterator[None]:
+    """What goes wrong in here is the project's fault, and `failed` says what it was about."""
+    try:
+        yield
+    except DefinitionError:
+        raise
+    except Exception as error:
+        if getattr(error, "exit_code", None) is not None:
+            raise
+        raise DefinitionError(f"{failed}: {type(error).__name__}: {error}") from error

@@ -26,6 +26,7 @@ from flat.errors import BackendError, FlatError, IncompatibleSnapshot
 from flat.runtime import Machine, Outcome, Runtime, load
 from flat.runtime.configured import configured_store
 from flat.runtime.machine import program_of
+from flat.runtime.profiles import chosen_profile
 from flat.runtime.roles import configured_roles
 
 WAITS = ("wait", "pause", "children")
@@ -154,7 +155,8 @@ def _machine(
         path = _trusted(found, where)
     if path is not None:
         project = find_project(path)
-        machine = load_project(project, show, compat=wishes.compat)
+        profile = chosen_profile(found.program)
+        machine = load_project(project, show, compat=wishes.compat, profile=profile)
         if machine.program.digest != found.program.digest and not wishes.adopt:
             raise IncompatibleSnapshot(
                 f'{project.machine} is not what execution "{found.execution_id}" was started with; '
@@ -172,7 +174,8 @@ def _machine(
         show.note(
             f"{_shown(home)} has changed; going on with the machine as it was (--adopt takes the new one)"
         )
-    return project, Machine(found.program, project.registry(), origin=found.origin)
+    names = project.registry(), project.bindings()
+    return project, Machine(found.program, *names, origin=found.origin)
 
 
 def _tree(found: Found, path: Path, wishes: Wishes, show: Show) -> tuple[Project, Machine]:
@@ -205,7 +208,8 @@ def _trusted(found: Found, where: str) -> Path:
 
 def _changed(origin: Path, program: Program, compat: bool) -> bool:
     try:
-        return load(origin, compat=compat).program.digest != program.digest
+        now = load(origin, compat=compat, profile=chosen_profile(program)).program
+        return now.digest != program.digest
     except FlatError:
         return True
 

@@ -31,6 +31,7 @@ from flat.runtime.roles import configured_roles
 def run(
     path: Path, inputs: Sequence[str], *, show: Show, store: str | None, execution_id: str | None,
     max_steps: int | None, max_agent_calls: int | None, compat: bool, live: bool | None, verbose: int,
+    profile: str | None = None,
 ) -> int:  # fmt: skip
     """Run a machine from its beginning."""
     log_to_stderr(verbose)
@@ -39,7 +40,9 @@ def run(
         raise UsageError("--id is empty")
     project = find_project(path)
     if project.charter:
-        from flat.cli.trees import Limits, run_tree
+        from flat.cli.trees import Limits, refuse_profile, run_tree
+
+        refuse_profile(profile)
 
         limits = Limits(
             max_steps=project.max_steps if max_steps is None else max_steps,
@@ -55,7 +58,7 @@ def run(
             live=live,
             verbose=verbose,
         )
-    machine = load_project(project, show, compat=compat)
+    machine = load_project(project, show, compat=compat, profile=profile)
     store = store or configured_store(machine.program)
     url, id_ = store_url(store), execution_id or str(uuid.uuid4())
     steps = project.max_steps if max_steps is None else max_steps
@@ -86,15 +89,21 @@ class ExecutionTaken(ExecutionBusy):
         self.args = (f'there is an execution "{execution_id}" already; {hint}',)
 
 
-def load_project(project: Project, show: Show, *, compat: bool) -> Machine:
+def load_project(project: Project, show: Show, *, compat: bool, profile: str | None = None) -> Machine:
     """The machine of a project, with the hooks that its project file names."""
     if project.charter:
         from flat.cli.trees import load_tree
 
         with quiet_stdout(show):
-            return load_tree(project.machine, hooks=project.registry())
+            return load_tree(project.machine, hooks=project.registry(), bindings=project.bindings())
     with quiet_stdout(show):
-        machine = load(project.machine, hooks=project.registry(), compat=compat)
+        machine = load(
+            project.machine,
+            hooks=project.registry(),
+            bindings=project.bindings(),
+            compat=compat,
+            profile=profile,
+        )
     for warning in machine.warnings:
         complain(warning)
     return machine
@@ -146,7 +155,7 @@ def drive(
         with quiet_stdout(show), show.running(name, decided, tree=tree) as observer, stop.listening():
             outcome = anyio.run(work, observer)
     except BindingError as error:
-        raise DefinitionError(f"{error}{_hooks_hint(error)}") from error
+        raise DefinitionError(f"{error}{_names_hint(error)}") from error
     finally:
         end_models()
     if outcome is None:
@@ -154,10 +163,12 @@ def drive(
     return outcome
 
 
-def _hooks_hint(error: BindingError) -> str:
-    if error.kind != "hooks object":
-        return ""
-    return f'\n  help: on the command line, name it in flat.toml: [hooks] {error.name} = "hooks.py:Class"'
+def _names_hint(error: BindingError) -> str:
+    line = {
+        "hooks object": f'[hooks] {error.name} = "hooks.py:Class"',
+        "verifier": f'[verifiers] {error.name} = "file.py:function"',
+    }.get(error.kind)
+    return "" if line is None else f"\n  help: on the command line, name it in flat.toml: {line}"
 
 
 def report(outcome: Outcome, show: Show, commands: Commands, verbose: int) -> int:
@@ -173,8 +184,8 @@ def report(outcome: Outcome, show: Show, commands: Commands, verbose: int) -> in
 
 @contextlib.contextmanager
 def quiet_stdout(show: Show) -> Iterator[None]:
-    """With `--json`, what the user's own code prints goes to stderr."""
-    if not show.json:
+    """With `--json` or `--get`, what the user's own code prints goes to stderr."""
+    if not show.bare:
         yield
         return
     with contextlib.redirect_stdout(sys.stderr):

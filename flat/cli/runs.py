@@ -27,16 +27,22 @@ Seen = tuple[Execution, str]
 """An execution, and its status as it is shown."""
 
 
-def list_runs(*, store: str | None, status: str | None, name: str | None, limit: int, json: bool) -> int:
-    """List executions, newest first."""
-    if status is not None and status not in STATUSES:
-        raise UsageError(f'there is no status "{status}"; {did_you_mean(status, STATUSES)}')
+def check_statuses(statuses: Sequence[str]) -> None:
+    """Refuse statuses that there are not."""
+    for status in statuses:
+        if status not in STATUSES:
+            raise UsageError(f'there is no status "{status}"; {did_you_mean(status, STATUSES)}')
+
+
+def list_runs(*, store: str | None, statuses: Sequence[str], name: str | None, limit: int, json: bool) -> int:
+    """List executions, newest first: all of them, or those of some statuses."""
+    check_statuses(statuses)
     url = store_url(store)
-    found: Sequence[Seen] = () if is_missing(url) else anyio.run(_list, url, status, name, limit)
+    found: Sequence[Seen] = () if is_missing(url) else anyio.run(_list, url, statuses, name, limit)
     if json:
         say(json_format.dumps([execution_data(*seen) for seen in found], indent=2))
     elif not found:
-        complain(_nothing(url, status, name))
+        complain(_nothing(url, statuses, name))
     else:
         heads = ("id", "machine", "status", "started", "last change", "waits on")
         for line in table([heads, *(_row(*seen) for seen in found)], room(), spare=(4, 3, 1)):
@@ -44,24 +50,25 @@ def list_runs(*, store: str | None, status: str | None, name: str | None, limit:
     return DONE
 
 
-def _nothing(url: str, status: str | None, name: str | None) -> str:
-    if status is None and name is None:
+def _nothing(url: str, statuses: Sequence[str], name: str | None) -> str:
+    if not statuses and name is None:
         return f"nothing has run yet in {url}"
     what = "no execution" if name is None else f'no execution of "{name}"'
-    return f"{what} is {status}" if status is not None else f"there is {what} in {url}"
+    return f"{what} is {' or '.join(statuses)}" if statuses else f"there is {what} in {url}"
 
 
-async def _list(url: str, status: str | None, name: str | None, limit: int) -> list[Seen]:
-    stored = STORED.get(status or "", status)
+async def _list(url: str, statuses: Sequence[str], name: str | None, limit: int) -> list[Seen]:
+    asked = {STORED.get(status, status) for status in statuses}
+    stored = asked.pop() if len(asked) == 1 else None
     found: list[Seen] = []
     async with Runtime(url) as runtime:
         # The store can count only when nothing is left to sort out here.
-        simple = name is None and status not in (*STORED, *STORED.values())
+        simple = name is None and not asked and stored not in STORED.values()
         for execution in await runtime.list(status=stored, limit=limit if simple else None):
             if name is not None and execution.name != name:
                 continue
             shown = await shown_status(runtime, execution)
-            if status is None or shown == status:
+            if not statuses or shown in statuses:
                 found.append((execution, shown))
             if len(found) == limit:
                 break

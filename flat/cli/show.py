@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from flat.cli.ending import complain, say, say_json
+from flat.cli.ending import UsageError, complain, say, say_json
 
 if TYPE_CHECKING:
     from flat.cli.live import Bar
@@ -25,6 +25,8 @@ class Show(Protocol):
     """One way to show a run."""
 
     json: bool
+    bare: bool
+    """True where stdout is for a program, so that nobody else may print there."""
 
     def loading(self, what: str) -> None:
         """Work begins; said before anything slow is done."""
@@ -50,8 +52,12 @@ class Show(Protocol):
         ...
 
 
-def show_for(*, json: bool, quiet: bool, plain: bool) -> Show:
+def show_for(*, json: bool, quiet: bool, plain: bool, get: str | None = None) -> Show:
     """The way to show that the options and the terminal call for."""
+    if get is not None:
+        if json:
+            raise UsageError("--get and --json exclude each other")
+        return FieldShow(get)
     if json:
         return JsonShow()
     if quiet:
@@ -61,9 +67,9 @@ def show_for(*, json: bool, quiet: bool, plain: bool) -> Show:
     return LiveShow()
 
 
-def loading(what: str, *, json: bool, quiet: bool, plain: bool) -> Show:
+def loading(what: str, *, json: bool, quiet: bool, plain: bool, get: str | None = None) -> Show:
     """Say at once what is being done, before the engine is imported, and give what shows the rest."""
-    show = show_for(json=json, quiet=quiet, plain=plain)
+    show = show_for(json=json, quiet=quiet, plain=plain, get=get)
     show.loading(what)
     return show
 
@@ -79,6 +85,7 @@ class QuietShow:
     """Nothing but the output."""
 
     json = False
+    bare = False
 
     def loading(self, what: str) -> None:
         pass
@@ -99,10 +106,26 @@ class QuietShow:
             say(output_text(outcome.output))
 
 
+class FieldShow(QuietShow):
+    """Nothing but one field of the output."""
+
+    bare = True
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def result(self, outcome: Outcome) -> None:
+        if outcome.status == "done":
+            from flat.cli.field import say_field
+
+            say_field(outcome.output, self._path)
+
+
 class PlainShow:
     """A line per event: for files, pipes, and terminals that cannot redraw."""
 
     json = False
+    bare = False
 
     def __init__(self) -> None:
         self._tenth = -1
@@ -169,6 +192,7 @@ class JsonShow:
     """One JSON object per line, and nothing else: what the user's own code prints goes to stderr."""
 
     json = True
+    bare = True
 
     def __init__(self) -> None:
         self._out: IO[str] = sys.stdout

@@ -32,6 +32,7 @@ class Wanted:
     max_steps: int | None = None
     max_agent_calls: int | None = None
     compat: bool = False
+    profile: str | None = None
     trigger: str | None = None
     trigger_path: Path | None = None
 
@@ -47,15 +48,20 @@ def start(
     project = find_project(path)
     machine: Machine
     if project.charter:
-        from flat.cli.trees import checked_input, load_tree  # machines of states do without
+        from flat.cli.trees import checked_input, load_tree, refuse_profile  # machines of states do without
 
+        refuse_profile(wanted.profile)
         given = checked_input({**project.input, **given})
         with quiet_stdout(show):
             machine = load_tree(
-                project.machine, until=given.pop("until", "session"), hooks=project.registry()
+                project.machine,
+                until=given.pop("until", "session"),
+                hooks=project.registry(),
+                bindings=project.bindings(),
             )
     else:
-        machine, given = load_project(project, show, compat=wanted.compat), {**project.input, **given}
+        machine = load_project(project, show, compat=wanted.compat, profile=wanted.profile)
+        given = {**project.input, **given}
         store = store or configured_store(machine.program)
     url = store_url(store)
     if url == MEMORY:

@@ -17,15 +17,17 @@ import anyio
 
 from flat.cli.ending import DONE, FAILED, UsageError, complain, say
 from flat.cli.project import find_project
-from flat.cli.runs import STATUSES, shown_status
+from flat.cli.runs import check_statuses, shown_status
 from flat.cli.stores import full_id, is_missing, store_url
 from flat.cli.text import count
-from flat.errors import BackendError, did_you_mean
+from flat.errors import BackendError
 from flat.runtime import Runtime
 from flat.runtime.transfer import (
+    Contents,
     Existing,
     Exported,
     Imported,
+    check_file,
     everything,
     export_runs,
     families,
@@ -57,13 +59,6 @@ def export(
         told = anyio.run(_export, url, ids, statuses, all_, out)
     _tell_export(told, output or STREAM, json)
     return FAILED if told.damaged else DONE
-
-
-def check_statuses(statuses: Sequence[str]) -> None:
-    """Refuse statuses that there are not."""
-    for status in statuses:
-        if status not in STATUSES:
-            raise UsageError(f'there is no status "{status}"; {did_you_mean(status, STATUSES)}')
 
 
 async def _export(
@@ -152,7 +147,7 @@ def import_(file: str, *, skip: bool, replace: bool, store: str | None, json: bo
     existing: Existing = "skip" if skip else "replace" if replace else "refuse"
     url = store_url(store)
     with _opened_for_reading(file) as source:
-        told = anyio.run(_import, url, source, existing)
+        told = anyio.run(_import, url, source, check_file(source), existing)
     if json:
         say(json_format.dumps(asdict(told)))
         return DONE
@@ -170,9 +165,12 @@ def import_(file: str, *, skip: bool, replace: bool, store: str | None, json: bo
     return DONE
 
 
-async def _import(url: str, source: IO[bytes], existing: Existing) -> Imported:
+async def _import(url: str, source: IO[bytes], contents: Contents, existing: Existing) -> Imported:
+    """Store what is in a file that was found whole; opening a store that is not there makes it."""
     async with Runtime(url) as runtime:
-        return await import_runs(runtime.opened(), source, existing=existing, now=runtime.clock.now)
+        return await import_runs(
+            runtime.opened(), source, existing=existing, contents=contents, now=runtime.clock.now
+        )
 
 
 @contextlib.contextmanager
@@ -212,7 +210,7 @@ def import_flatmachines(
     with tempfile.SpooledTemporaryFile(max_size=IN_MEMORY) as kept:
         with contextlib.closing(open_source(path)) as source:
             carried = convert(source, loaded, kept, compat=compat)
-        told = anyio.run(_import, url, kept, existing)
+        told = anyio.run(_import, url, kept, check_file(kept), existing)
     if json:
         say(json_format.dumps({**asdict(told), "carried": asdict(carried)}))
     else:

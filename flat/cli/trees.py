@@ -5,13 +5,14 @@ The session is one execution. Running it again with its `--id` goes on with it, 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flat.bindings import Bindings
+from flat.cli.conversation import Conversation
 from flat.cli.ending import UsageError, complain
 from flat.cli.models import model_for
 from flat.cli.outcomes import Commands
@@ -28,14 +29,14 @@ from flat.errors import IncompatibleSnapshot
 from flat.hooks import HooksRegistry
 from flat.runtime import Machine, Outcome, Runtime
 from flat.runtime.loading import child_of
-from flat.runtime.tree_steps import suspended_data
 from flat.runtime.treeload import find_charter, machines_beside, tree_below, tree_machine
+from flat.runtime.waiting import suspended_data
 from flat.tree.executor import StandardExecutor, effective_config
 from flat.tree.run_intake import inbox_channel
 from flat.tree.run_work import content_text
 
 INPUT = ("message", "messages", "state", "node", "until")
-PROMPT = "you> "
+COMMAND_FAILED = "CommandFailed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,28 +54,36 @@ def run_tree(
     """Say something to a tree: what was given, or what is typed, turn by turn."""
     said = checked_input({**project.input, **given})
     with quiet_stdout(show):
-        machine = load_tree(project.machine, until=said.pop("until", "session"), hooks=project.registry())
+        machine = load_tree(
+            project.machine, until=said.pop("until", "session"), hooks=project.registry(),
+            bindings=project.bindings(),
+        )  # fmt: skip
     url, id_ = store_url(store), execution_id or new_id()
     commands = commands_for(id_, store, project.machine)
-    talks = not (said.get("message") or said.get("messages"))
-    if talks and (message := asked()) is not None:
-        said["message"] = message
-    elif talks and execution_id is None:
-        raise UsageError("say something to the tree: --message TEXT, or type it in a terminal")
+    talk = None
+    if not (said.get("message") or said.get("messages")):
+        talk = Conversation(machine, url, id_, show, said)
+        if (typed := talk.next()) is not None:
+            said |= typed
+        elif execution_id is None:
+            raise UsageError("say something to the tree: --message TEXT, or type it in a terminal")
+        else:
+            talk = None  # a turn that stands still is to go on
     note_script(machine, show)
     with model_for(machine, project, live, show):
         while True:
             turn = partial(say_to, machine=machine, execution_id=id_, given=said, limits=limits)
             outcome = drive(turn, machine.name, url=url, show=show, commands=commands, tree=True)
             code = report_tree(outcome, show, commands, verbose)
-            if not talks or not said.get("message") or not is_open(outcome) or outcome.status != "done":
+            if talk is None or not is_open(outcome) or not goes_on(outcome):
                 break
             if url == MEMORY:
                 complain("nothing is kept of the session (the store is memory:), so that it ends here")
                 break
-            if (message := asked()) is None:
+            talk.tree = outcome.context["tree"]
+            if (typed := talk.next()) is None:
                 break
-            said = {"message": message}
+            said = typed
     if url != MEMORY and is_open(outcome):
         complain(
             "the session is open; go on with: "
@@ -90,9 +99,10 @@ def new_id() -> str:
 
 
 def load_tree(
-    path: Path, *, node: str = "", until: str = "session", hooks: HooksRegistry | None = None
-) -> Machine:
-    """The machine of the charter that a reference names. `hooks` are those that it may name."""
+    path: Path, *, node: str = "", until: str = "session", hooks: HooksRegistry | None = None,
+    bindings: Bindings | None = None,
+) -> Machine:  # fmt: skip
+    """The machine of the charter that a reference names. It may name `hooks`, and the verifiers of `bindings`."""
     if until not in ("session", "cede", "end_turn"):
         raise UsageError(f"until is session, cede or end_turn, not {until!r}")
     chosen: Any = until
@@ -100,7 +110,7 @@ def load_tree(
     charter = find_charter(path.name, folder)
     machines = machines_beside(charter, folder)
     machine = tree_machine(charter, node=node, until=chosen, machines=machines, origin=folder / path.name)
-    return machine if hooks is None else replace(machine, hooks=hooks)
+    return replace(machine, hooks=hooks or HooksRegistry(), bindings=bindings or Bindings())
 
 
 def checked_input(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,14 +121,12 @@ def checked_input(given: Mapping[str, Any]) -> dict[str, Any]:
     return dict(given)
 
 
-def asked() -> str | None:
-    """A message from the terminal; None when there is none."""
-    if not sys.stdin.isatty():
-        return None
-    try:
-        return input(PROMPT).strip() or None
-    except EOFError:
-        return None
+def refuse_profile(profile: str | None) -> None:
+    """Raise if a profile was asked for: a tree's models are in its code."""
+    if profile is not None:
+        raise UsageError(
+            f"--profile {profile}: a charter has no catalogue of profiles; its executor says which model it asks"
+        )
 
 
 # -- turns -----------------------------------------------------------------------------------------
@@ -180,7 +188,7 @@ async def told(runtime: Runtime, outcome: Outcome) -> Outcome:
 def commanded(outcome: Outcome, result: Mapping[str, Any]) -> Outcome:
     """What a person's command came to; the model had no part in it."""
     if not result["success"]:
-        failure = Failure(type="CommandFailed", message=str(result.get("error", "")))
+        failure = Failure(type=COMMAND_FAILED, message=str(result.get("error", "")))
         return replace(outcome, status="failed", failure=failure)
     return replace(outcome, status="done", output={"content": result.get("value"), "reason": "command"})
 
@@ -199,13 +207,20 @@ def is_open(outcome: Outcome) -> bool:
     return outcome.status in ("done", "failed") and "turn" in context and "closing" not in context
 
 
+def goes_on(outcome: Outcome) -> bool:
+    """Whether a conversation does: a command that failed has changed nothing, and says what to do."""
+    failure = outcome.failure
+    return outcome.status == "done" or (failure is not None and failure.type == COMMAND_FAILED)
+
+
 # -- what it came to -----------------------------------------------------------------------------------
 
 
 def report_tree(outcome: Outcome, show: Show, commands: Commands, verbose: int) -> int:
     """Print what a turn came to: for people its answer alone. Gives the exit code."""
-    if outcome.status == "done" and is_open(outcome) and not show.json:
-        outcome = replace(outcome, output=outcome.output["content"])
+    if outcome.status == "done" and is_open(outcome) and not show.bare:
+        content = outcome.output["content"]
+        outcome = replace(outcome, output="done" if content is None else content)
     if outcome.status == "failed" and "turn" in outcome.context:
         outcome = replace(outcome, node=_place(outcome))
     for label, reason in suspended_data(outcome.context.get("tree") or {}):
@@ -259,6 +274,7 @@ def tree_of(project: Project, stored: Program, above: Machine | None) -> Machine
             node=settings.get("node", ""),
             until=settings.get("until", "session"),
             hooks=project.registry(),
+            bindings=project.bindings(),
         )
     machine = None if above is None else tree_below(above, stored.name)
     if machine is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json as json_format
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from flat.cli.worker_machines import Finder, Trust, trusted
 from flat.drivers.dispatch import Report
 from flat.drivers.pool import Tally, Worker
 from flat.runtime import Outcome, Runtime
-from flat.runtime.queue import register_of
+from flat.runtime.queue import at_work, register_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,10 +178,10 @@ class _Job(Work):
 
 
 def list_workers(*, everyone: bool, store: str | None, json: bool) -> int:
-    """List the workers on a store: those at work, or everyone there ever was."""
+    """List the workers on a store: those at work or just gone, or everyone there ever was."""
     url = store_url(store)
     found: Sequence[tuple[WorkerRecord, float]] = () if is_missing(url) else anyio.run(_workers, url)
-    shown = [(w, age) for w, age in found if everyone or w.status == "active"]
+    shown = [(w, age) for w, age in found if everyone or w.status in ("active", "gone")]
     if json:
         say(json_format.dumps([{**w.to_dict(), "heard_of": age} for w, age in shown], indent=2, default=str))
     elif not shown:
@@ -203,7 +203,8 @@ async def _workers(url: str) -> Sequence[tuple[WorkerRecord, float]]:
         register = opener()
         try:
             now = runtime.clock.now()
-            return [(w, max(0.0, now - w.last_heartbeat)) for w in await register.list()]
+            known = [replace(w, status=at_work(w)) for w in await register.list()]
+            return [(w, max(0.0, now - w.last_heartbeat)) for w in known]
         finally:
             await register.close()
 

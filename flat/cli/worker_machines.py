@@ -119,11 +119,12 @@ class Finder:
         if not origin.exists() and not is_reference(origin):
             raise BackendError(f"{origin}, which it was started from, is gone; use flat resume ID FILE")
         project: Project = find_project(origin)
+        names = project.registry(), project.bindings()
         if program.kind == "tree":
             from flat.cli.trees import tree_of  # machines of states do without
 
-            machine = tree_of(project, program, Machine(first, project.registry(), origin=origin))
+            machine = tree_of(project, program, Machine(first, *names, origin=origin))
         else:
-            machine = Machine(program, project.registry(), origin=own)
+            machine = Machine(program, *names, origin=own)
         self.stack.enter_context(model_for(machine, project, self.live, self.show))
         return machine

@@ -29,6 +29,7 @@ from flat.errors import BackendError, ExecutionBusy, ExecutionNotFound, FlatErro
 from flat.hooks.base import settled
 from flat.runtime.loading import child_of
 from flat.runtime.machine import HooksOfRun, Machine, program_of
+from flat.runtime.waiting import reason_of
 
 if TYPE_CHECKING:
     from flat.runtime.runtime import Runtime
@@ -105,7 +106,12 @@ class Family:
                         return self._came(effect, await self._through(drive, hooks, snapshot, event), drive)
                 return await self._found(effect, id_, machine, hooks, codec)
         except ExecutionBusy:
-            return Held(effect_id=effect.id, channel=child_channel(id_), deadline=effect.deadline)
+            return Held(
+                effect_id=effect.id,
+                channel=child_channel(id_),
+                deadline=effect.deadline,
+                reason=f'machine "{machine.name}" is run by another process',
+            )
 
     async def _found(
         self, effect: StartChild, id_: str, machine: Machine, hooks: HooksOfRun, codec: Codec
@@ -198,11 +204,13 @@ class Family:
             failure = Failure(type="Cancelled", message=f'machine "{effect.machine}" was cancelled{why}')
         elif last.status != "failed":
             self._counts[last.execution_id] = last.spent.calls
+            assert drive is not None, "what is stored as unfinished has been driven"
             return Held(
                 effect_id=effect.id,
                 channel=child_channel(last.execution_id),
                 deadline=effect.deadline,
-                waiting_on=drive.waiting_on if drive is not None else (),
+                waiting_on=drive.waiting_on,
+                reason=reason_of(drive.program.name, last, drive.waiting_on),
             )
         assert failure is not None
         return Came(event=Failed(effect.id, failure, now, last.spent), found=found)

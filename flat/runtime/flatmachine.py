@@ -99,18 +99,8 @@ class FlatMachine:
         self.compat = compat
         store_of(persistence)  # refused here, not when it is first used
         self.persistence = persistence if persistence is not None else self._configured_store()
-        given = {
-            "locking": lock,
-            "results": result_backend,
-            "signal": signal_backend,
-            "trigger": trigger_backend,
-        }
-        known = [role for role, backend in given.items() if backend is not None]
-        roles = configured_roles(self.machine, self.persistence, given=known)
-        self.lock, self.invoker, self.config_store = lock or roles.lock, invoker, config_store
-        self.result_backend = result_backend or roles.results or get_default_result_backend()
-        self.signal_backend = signal_backend or roles.signals
-        self.trigger_backend = trigger_backend or roles.trigger
+        self._take_roles(locking=lock, results=result_backend, signal=signal_backend, trigger=trigger_backend)
+        self.invoker, self.config_store = invoker, config_store
         self._runtime: Runtime | None = None
         self._began = False
         self._spent: dict[str, Spent] = {}
@@ -118,6 +108,15 @@ class FlatMachine:
         """Of all executions of this object."""
         self.total_cost = 0.0
         self.outcome: Outcome | None = None
+
+    def _take_roles(self, **given: Any) -> None:
+        """The backends beside the store: each as it is given, or else as the file says."""
+        known = [role for role, backend in given.items() if backend is not None]
+        roles = configured_roles(self.machine, self.persistence, given=known)
+        self.lock = given["locking"] or roles.lock
+        self.result_backend = given["results"] or roles.results or get_default_result_backend()
+        self.signal_backend = given["signal"] or roles.signals
+        self.trigger_backend = given["trigger"] or roles.trigger
 
     @property
     def machine_name(self) -> str:

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 CACHE_FORMAT = 1
 
+Compiled = tuple[Program, list[str], Path | None]
+"""A program, the warnings about it, and the file that it is from."""
+
 
 def load(
     path: str | os.PathLike[str] | None = None,
@@ -52,6 +55,7 @@ def load(
     agent_adapters: Iterable[AgentAdapter] | None = None,
     directory: str | os.PathLike[str] | None = None,
     catalogue: Mapping[str, Any] | None = None,
+    profile: str | None = None,
 ) -> Machine:
     """A machine from a file or a folder, or from a mapping. Raises `SpecError` with everything that is wrong.
 
@@ -59,35 +63,18 @@ def load(
     file's, by name. `tool_provider` runs the tools of states whose hooks have none. `compat` lets pass with a warning
     what the seed system lets pass. `overrides` replace keys of the file's `data`. `agent_adapters` make agents of
     further types, beside the built-in ones; `agent_registry` is asked instead of those. `directory` is what paths in
-    a mapping are relative to; `catalogue` has profiles, as plain data, for a machine without any.
+    a mapping are relative to; `catalogue` has profiles, as plain data, for a machine without any. With `profile` every
+    agent, also those of child machines, runs as if it named that one of the catalogue's profiles; see `on_profile`.
     """
-    if hooks is not None and not isinstance(hooks, HooksRegistry):
-        if not isinstance(hooks, Mapping):
-            raise DefinitionError(
-                "hooks by name are a HooksRegistry; one object for all states is shared_hooks=…"
-            )
-        hooks = HooksRegistry(hooks)
+    registry = _registry_of(hooks)
     given = (shared_hooks is not None, lifecycle_hooks is not None)
     wanted = Wanted(profiles_file, compat, *given, catalogue=catalogue)
-    if path is not None and not overrides:
-        program, warnings, origin = _from_file(Path(path).expanduser(), wanted)
-    elif path is not None:
-        main = Path(path).expanduser()
-        program, warnings, origin = _with_overrides(main, overrides or {}, wanted)
-    elif config is not None:
-        if not isinstance(config, Mapping):
-            raise DefinitionError(
-                f"a config is a mapping, as a machine file has it, not {type(config).__name__}"
-            )
-        data = config.get("data")
-        if overrides and isinstance(data, Mapping):
-            config = {**config, "data": {**data, **overrides}}
-        program, warnings, origin = _from_mapping(config, Path(directory or Path.cwd()), wanted)
-    else:
-        raise DefinitionError("give a machine file, or a config")
+    program, warnings, origin = _compiled(path, config, overrides or {}, directory, wanted)
+    if profile is not None:
+        program = _on_profile(program, profile)
     return Machine(
         program,
-        hooks or HooksRegistry(),
+        registry,
         bindings or Bindings(),
         agents=agents or {},
         shared_hooks=shared_hooks,
@@ -98,6 +85,37 @@ def load(
         warnings=warnings,
         tool_provider=tool_provider,
     )
+
+
+def _registry_of(hooks: HooksRegistry | Mapping[str, Callable[..., Any]] | None) -> HooksRegistry:
+    if isinstance(hooks, HooksRegistry):
+        return hooks
+    if hooks is not None and not isinstance(hooks, Mapping):
+        raise DefinitionError(
+            "hooks by name are a HooksRegistry; one object for all states is shared_hooks=…"
+        )
+    return HooksRegistry(hooks or {})
+
+
+def _compiled(
+    path: str | os.PathLike[str] | None,
+    config: Mapping[str, Any] | None,
+    overrides: Mapping[str, Any],
+    directory: str | os.PathLike[str] | None,
+    wanted: Wanted,
+) -> Compiled:
+    """The program of a file, or else of a mapping."""
+    if path is not None:
+        main = Path(path).expanduser()
+        return _with_overrides(main, overrides, wanted) if overrides else _from_file(main, wanted)
+    if config is None:
+        raise DefinitionError("give a machine file, or a config")
+    if not isinstance(config, Mapping):
+        raise DefinitionError(f"a config is a mapping, as a machine file has it, not {type(config).__name__}")
+    data = config.get("data")
+    if overrides and isinstance(data, Mapping):
+        config = {**config, "data": {**data, **overrides}}
+    return _from_mapping(config, Path(directory or Path.cwd()), wanted)
 
 
 def _maker(
@@ -163,7 +181,15 @@ def _load_child(parent: Machine, name: str) -> Machine:
         from flat.runtime.treeload import tree_child  # charters are Python, and bring their front end
 
         return tree_child(parent, ref["tree"], folder, roots)
+    if "profile" in ref:
+        program = _on_profile(program, ref["profile"], handed=ref.get("profiles"), child=True)
     return as_child(parent, program, origin, warnings, roots)
+
+
+def _on_profile(program: Program, name: str, **of_parent: Any) -> Program:
+    from flat.runtime.profiles import on_profile  # most runs are on the profiles that the files name
+
+    return on_profile(program, name, **of_parent)
 
 
 def as_child(
@@ -198,9 +224,7 @@ def _folder(machine: Machine) -> Path:
     return origin if origin.is_dir() else origin.parent
 
 
-def _from_mapping(
-    config: Mapping[str, Any], directory: Path, wanted: Wanted
-) -> tuple[Program, list[str], Path | None]:
+def _from_mapping(config: Mapping[str, Any], directory: Path, wanted: Wanted) -> Compiled:
     from flat.spec.load import load_machine_dict
     from flat.spec.lower import lower
 
@@ -219,9 +243,7 @@ def _from_mapping(
     )
 
 
-def _with_overrides(
-    path: Path, overrides: Mapping[str, Any], wanted: Wanted
-) -> tuple[Program, list[str], Path | None]:
+def _with_overrides(path: Path, overrides: Mapping[str, Any], wanted: Wanted) -> Compiled:
     from flat.spec.load import load_machine
 
     source = load_machine(path, compat=wanted.compat, profiles_file=wanted.profiles_file, check=False)
@@ -231,7 +253,7 @@ def _with_overrides(
     return program, warnings, path
 
 
-def _from_file(path: Path, wanted: Wanted) -> tuple[Program, list[str], Path | None]:
+def _from_file(path: Path, wanted: Wanted) -> Compiled:
     from flat.spec.files import find_machine
 
     main = find_machine(path)

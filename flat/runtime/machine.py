@@ -233,15 +233,15 @@ async def _beside(scope: anyio.CancelScope, beside: Sequence[Any], context: Mapp
                 group.start_soon(one, hooks)
 
 
-def hooks_from_module(spec: str, directory: Path) -> Any:
+def from_module(spec: str, directory: Path) -> Any:
     """The object that `module:name` or `file.py:name` in a project file stands for."""
     module, _, attribute = spec.partition(":")
     if not attribute:
-        raise BindingError("hooks object", spec, hint="write module:Class, or file.py:Class")
+        raise BindingError("object", spec, hint="write module:name, or file.py:name")
     if module.endswith(".py"):
         path = (directory / module).resolve()
         if not path.is_file():
-            raise DefinitionError(f"there is no hooks file {path}")
+            raise DefinitionError(f"there is no file {path}")
         specification = importlib.util.spec_from_file_location(path.stem, path)
         assert specification is not None
         assert specification.loader is not None

@@ -35,6 +35,7 @@ PRUNABLE = ("done", "failed", "cancelled", "limit", "in_doubt")
 USUAL = PRUNABLE[:3]
 LIVING = frozenset({"running", "waiting"})
 TTL = 30.0
+"""Seconds that our leases last."""
 LOOKS = 3
 """How often to look for changes made while everything was looked at, before giving up."""
 
@@ -177,8 +178,8 @@ async def _lives(store: CheckpointStore, ids: Sequence[str], known: Mapping[str,
 
 
 async def prune(
-    store: CheckpointStore, found: Plan, *, now: float, collecting: bool = True, spare_since: float | None = None
-) -> Pruned:  # fmt: skip
+    store: CheckpointStore, found: Plan, *, now: float, spare_since: float | None = None
+) -> Pruned:
     """Remove what a plan says, then the blobs and programs that nothing refers to.
 
     Programs of executions that began after `spare_since` stay this time.
@@ -202,8 +203,7 @@ async def prune(
     for id_ in found.halves:
         told.executions += await store.delete(id_)
     told.signals = await _drop_signals(store, removed) if removed else 0
-    if collecting:
-        told.collected = await collect(store, now=now, spared=spared)
+    told.collected = await collect(store, now=now, spared=spared)
     if told.executions and isinstance(store, Compactable):
         told.compacted = await store.compact()
     return told

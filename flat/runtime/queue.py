@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from flat.backends.by_name import create_registration_backend
-from flat.backends.protocols import CheckpointStore, Execution
+from flat.backends.liveness import is_gone
+from flat.backends.protocols import CheckpointStore, Execution, Owner
 from flat.backends.triggers import TriggerBackend
-from flat.backends.work import Clock, RegistrationBackend
+from flat.backends.work import Clock, RegistrationBackend, WorkerRecord
 from flat.core.advance import begin, stopped
 from flat.core.codec import Codec
 from flat.core.events import Started
@@ -34,6 +35,19 @@ if TYPE_CHECKING:
 
 _IN_MEMORY: WeakKeyDictionary[CheckpointStore, RegistrationBackend] = WeakKeyDictionary()
 """The register of each store in memory."""
+
+
+PROCESS = "process"
+"""What a worker tells its register: which process it is, in all that `is_gone` needs to know."""
+
+
+def at_work(record: WorkerRecord) -> str:
+    """The status of a worker, which is `gone` when its process was of this host and has died since it was heard of."""
+    process = record.metadata.get(PROCESS)
+    if record.status != "active" or not isinstance(process, Mapping):
+        return record.status
+    known = {name: process[name] for name in Owner.__dataclass_fields__ if name in process}
+    return "gone" if is_gone(Owner(**known)) else record.status
 
 
 async def enqueue(
@@ -82,6 +96,7 @@ def worker(
     made = Worker(
         store, runtime.resume, runtime.clock, concurrency, attempts, poll, owner=runtime.owner,
         lease_seconds=runtime.lease_seconds, name=name, register=register_of(store, runtime.clock.now), grace=grace,
+        facts={PROCESS: asdict(runtime.owner)},
     )  # fmt: skip
     runtime.pausing = made.is_stopping
     return made

@@ -212,7 +212,7 @@ class _Making:
 
                 return RedisLock(place)
             case "dynamodb":
-                from flat.backends.dynamodb.register import DynamoLock
+                from flat.backends.dynamodb.lock import DynamoLock
 
                 return DynamoLock(place)
             case "sqlite":

@@ -430,7 +430,7 @@ class Runtime(Reader):
                 f'the program of execution "{execution.execution_id}" is not in this store'
             )
         program, origin = program_of(text)
-        if registered is None and execution.parent is not None:
+        if execution.parent is not None and (registered is None or program.kind == "tree"):
             above = await self.opened().get(execution.parent) if parent is None else None
             parent = parent if above is None else await self.machine_for(above, None, False)
         if program.kind == "tree":

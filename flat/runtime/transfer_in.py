@@ -32,7 +32,9 @@ from flat.runtime.transfer_file import BadExport, Line, lines, read_at, unpacked
 Existing: TypeAlias = Literal["refuse", "skip", "replace"]
 """What to do with an execution whose id is taken."""
 TTL = 30.0
+"""Seconds that our leases last."""
 SHOWN = 5
+"""So many ids are named in a message."""
 AT_ONCE = 32
 """Executions whose commits are stored side by side."""
 SMALL = 131_072
@@ -153,13 +155,15 @@ async def import_runs(
     source: IO[bytes],
     *,
     existing: Existing = "refuse",
+    contents: Contents | None = None,
     now: Callable[[], float] = time.time,
 ) -> Imported:
     """Store what is in a file, which must be seekable. Nothing is written unless all of the file is whole.
 
+    `contents` are what `check_file` gave, if it has been asked already: before a store was made for them.
     Raises `BadExport`, and `ExecutionBusy` for ids that exist: by default for any, else for one that is driven.
     """
-    contents = check_file(source)
+    contents = check_file(source) if contents is None else contents
     skipped, replaced = await _taken(store, contents.execution_ids, existing, now)
     made = _Import(store, source, contents, set(skipped), now)
     made.told.skipped, made.told.replaced = skipped, replaced

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any, Generic, NoReturn
 
 from typing_extensions import TypeVar
 
 from flat.core.advance import Advance
-from flat.core.effects import child_id
 from flat.core.failure import Failure, failure_of
 from flat.core.snapshot import FINISHED, Snapshot
 from flat.drivers.keeper import Keeper
 from flat.drivers.local import Drive
 from flat.drivers.trees import Tracer, TreeCalls
 from flat.errors import ExecutionBusy, ExecutionError, MachineBusy, TreeError
+from flat.runtime.waiting import waits_of
 from flat.tree.instance import Instance, active_leaves, suspended_instances
 from flat.tree.messages import Message, message_from_data
 from flat.tree.run_intake import MAX_STEPS
@@ -151,8 +151,8 @@ class Steps(AsyncIterator[MachineStep[S]], Generic[S]):
             elif snapshot is not None and self._paused:
                 snapshot = None
             else:
-                return await self._last(taken.drive)
-        return self._step(*self._found.popleft(), taken.drive)
+                self._stop(taken.drive)
+        return await self._step(*self._found.popleft(), taken.drive)
 
     def _span_of_step(self) -> AbstractContextManager[Any]:
         tracer, machine = self._options.tracer, self._machine
@@ -223,9 +223,10 @@ class Steps(AsyncIterator[MachineStep[S]], Generic[S]):
 
     # -- steps ------------------------------------------------------------------------------
 
-    def _step(self, record: Mapping[str, Any], tree: Mapping[str, Any], drive: Drive) -> MachineStep[S]:
+    async def _step(self, record: Mapping[str, Any], tree: Mapping[str, Any], drive: Drive) -> MachineStep[S]:
         root = self._machine.binding.fresh(tree)
         reason, self._told_last = record["reason"], record["done"]
+        tells = record["done"] or reason == "suspend"
         return MachineStep(
             id=record["id"],
             instance=root,
@@ -233,27 +234,20 @@ class Steps(AsyncIterator[MachineStep[S]], Generic[S]):
             yield_reason=reason,
             done=record["done"],
             cede_content=record.get("cede_content"),
-            suspended_instances=suspended_infos(root) if reason in ("awaiting_resume", "suspend") else (),
+            suspended_instances=await suspended_infos(self._machine.runtime, root) if tells else (),
             command_result=record.get("command_result"),
             settled=record.get("settled", ()),
             refused=record.get("refused", ()),
             detail=record.get("detail", ""),
         )
 
-    async def _last(self, drive: Drive) -> MachineStep[S]:
-        """The run stands still: because it is over, because something is wrong, or for a machine that waits."""
+    def _stop(self, drive: Drive) -> NoReturn:
+        """The run stands still: because it is over, or because something is wrong."""
         snapshot = drive.snapshot
         assert snapshot is not None
         self._machine.snapshot = snapshot
         raise_for(snapshot, drive)
-        waiting = None if self._said is WAITED else await step_of_call(self._machine, snapshot, drive)
-        if waiting is None:
-            raise StopAsyncIteration
-        self._said = WAITED
-        return waiting
-
-
-WAITED = object()
+        raise StopAsyncIteration
 
 
 def heard_by(machine: TreeMachine[Any], listener: Callable[[Mapping[str, Any]], Any]) -> Callable[..., Any]:
@@ -299,52 +293,6 @@ def _give_back(machine: TreeMachine[Any], kept: ExitStack) -> None:
     kept.close()
 
 
-async def step_of_call(machine: TreeMachine[S], snapshot: Snapshot, drive: Drive) -> MachineStep[S] | None:
-    """A machine that a leaf has called waits for somebody: so does the leaf, and the user is told."""
-    local = snapshot.root.local or {}
-    if snapshot.status != "waiting" or local.get("stage") not in ("think", "act"):
-        return None
-    infos = [
-        {
-            "instanceId": local["run"][int(effect_id.rpartition("/")[2].split("-")[2])],
-            "suspendId": effect_id,
-            "reason": await reason_of(machine.runtime, child_id(snapshot.execution_id, effect_id)),
-            "metadata": {"kind": "call", "channels": list(drive.waiting_on)},
-        }
-        for effect_id in snapshot.pending
-    ]
-    turn = snapshot.root.context["turn"]
-    return MachineStep(
-        id=f"{turn['n']}.{turn['step']}.call",
-        instance=machine.binding.fresh(snapshot.root.context["tree"]),
-        history=(),
-        yield_reason="awaiting_resume",
-        done=True,
-        suspended_instances=tuple(infos),
-    )
-
-
-async def reason_of(runtime: Runtime, execution_id: str) -> str:
-    """What an execution waits for, in its own words."""
-    execution = await runtime.opened().get(execution_id)
-    if execution is None:
-        return "a machine that it has called is waiting"
-    context = (await runtime.inspect(execution_id)).root.context
-    found = [f'"{label}" waits: {reason}' for label, reason in suspended_data(context.get("tree") or {})]
-    if execution.kind == "tree" and found:
-        return "; ".join(found)
-    return f'machine "{execution.name}" waits on {", ".join(execution.channels)}'
-
-
-def suspended_data(tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Who waits in a tree as data, and why."""
-    if (info := tree.get("suspended")) is not None:
-        node = tree.get("node") or {}
-        yield str(node.get("ref") or node.get("name") or tree.get("id")), str(info.get("reason") or "")
-    for child in tree.get("children") or ():
-        yield from suspended_data(child)
-
-
 def raise_for(snapshot: Snapshot, drive: Drive) -> None:
     """Raise what keeps a turn from going on. The next run tries again."""
     failure = snapshot.failure
@@ -367,8 +315,8 @@ def raise_for(snapshot: Snapshot, drive: Drive) -> None:
     )
 
 
-def suspended_infos(root: Instance[Any]) -> tuple[Mapping[str, Any], ...]:
-    """What waits in a tree, for those who ask a person."""
+async def suspended_infos(runtime: Runtime, root: Instance[Any]) -> tuple[Mapping[str, Any], ...]:
+    """What waits in a tree, for those who ask a person; of a machine that waits, what it waits for by now."""
     found = []
     for instance in suspended_instances(root):
         info = instance.suspended
@@ -380,5 +328,7 @@ def suspended_infos(root: Instance[Any]) -> tuple[Mapping[str, Any], ...]:
         }
         if info.metadata is not None:
             told["metadata"] = dict(info.metadata)
+        if info.execution_id is not None and (now := await waits_of(runtime, info.execution_id)) is not None:
+            told |= {"reason": now.reason, "metadata": {"kind": "call", "channels": list(now.channels)}}
         found.append(told)
     return tuple(found)

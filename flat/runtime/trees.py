@@ -33,6 +33,7 @@ from flat.runtime.machine import HooksOfRun
 from flat.runtime.runtime import Runtime
 from flat.runtime.tree_steps import MachineStep, RunOptions, Steps, Taken
 from flat.runtime.treeload import tree_machine
+from flat.tree.apply import check_resumable
 from flat.tree.charter import Charter
 from flat.tree.description import digest_of
 from flat.tree.editing import edited
@@ -89,7 +90,7 @@ class TreeMachine(Generic[S]):
             raise TreeError(
                 "bad_options", f"a machine begins with an Instance, not with a {type(instance).__name__}"
             )
-        self.charter = charter
+        self.charter, self._machines = charter, machines
         self.execution_id = execution_id or str(uuid.uuid4())
         self.on_message_enqueue = on_message_enqueue
         self.machine = tree_machine(charter, machines=machines, max_agent_calls=max_agent_calls)
@@ -180,9 +181,11 @@ class TreeMachine(Generic[S]):
         return self
 
     def _knows(self, execution: Execution) -> bool:
-        """Whether what is in memory is what is stored."""
+        """Whether what is in memory is what is stored, with no machine that waits: a run looks after those anew."""
         known = self._open
-        return known is not None and known.drive.rest is not None and execution.seq == known.keeper.seq
+        if known is None or known.drive.rest is None or known.drive.held:
+            return False
+        return execution.seq == known.keeper.seq
 
     # -- the queue ------------------------------------------------------------------
 
@@ -258,7 +261,9 @@ class TreeMachine(Generic[S]):
             stored = await self.runtime.inspect(self.execution_id, at=place)
             changed["tree"] = edited(self.charter, stored.root.context["tree"], edit)
         forked = await self.runtime.fork(self.execution_id, at=place, set=changed, new_id=new_id)
-        return await TreeMachine[S](self.charter, runtime=self.runtime, execution_id=forked).load()
+        return await TreeMachine[S](
+            self.charter, runtime=self.runtime, execution_id=forked, machines=self._machines
+        ).load()
 
     async def _commit_of(self, step_id: str) -> int:
         known: dict[str, int] = {}
@@ -295,6 +300,7 @@ class TreeMachine(Generic[S]):
                     raise TreeError(
                         "unknown_instance", f'there is no instance "{item["instanceId"]}" to resume'
                     )
+                check_resumable(target)
                 if target.suspended is None:
                     raise TreeError("not_suspended", f'"{target.node.label}" ({target.id}) is not suspended')
                 if item["suspendId"] and item["suspendId"] != target.suspended.suspend_id:

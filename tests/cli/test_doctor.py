@@ -75,9 +75,10 @@ def test_a_wrong_project_file_is_a_finding(project: Project) -> None:
     project.write(toml="[run]\nmachin = 'x'\n")
     assert codes(project) == (1, [("project", None)])
     project.write(
-        toml="[run]\nmachine = 'machine.yml'\n[hooks]\na = 'gone.py:A'\n[model]\nscript = 'gone.yml'\n"
+        toml="[run]\nmachine = 'machine.yml'\n[hooks]\na = 'gone.py:A'\n[verifiers]\nb = 'gone.py:b'\n"
+        "[model]\nscript = 'gone.yml'\n"
     )
-    assert codes(project) == (1, [("project", None), ("project", None)])
+    assert codes(project) == (1, [("project", None)] * 3)
 
 
 def test_half_of_the_weights_is_a_finding(project: Project) -> None:

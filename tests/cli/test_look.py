@@ -100,6 +100,36 @@ def test_runs_are_listed_newest_first_and_by_status(project: Project) -> None:
     assert project.flat("runs", "list", "--status", "dnoe").code == 2
 
 
+@pytest.mark.parametrize(
+    ("asked", "listed"),
+    [
+        (["--status", "done,limit"], ["two", "one"]),
+        (["--status", "limit", "--status", "waiting, interrupted"], ["three", "two"]),
+        (["--status", "waiting,ready"], ["three"]),
+        (["--status", "done,limit,waiting", "--limit", "2"], ["three", "two"]),
+        (["--status", "failed,cancelled"], []),
+    ],
+)
+def test_runs_of_several_statuses_are_listed_together(
+    project: Project, asked: list[str], listed: list[str]
+) -> None:
+    project.flat("run", ".", "--id", "one")
+    project.flat("run", ".", "--id", "two", "--max-steps", "1")
+    project.write(machine=project.WAIT)
+    project.flat("run", ".", "--id", "three", "-i", "task=1")
+    found = json.loads(project.flat("runs", "list", *asked, "--json").out)
+    assert [e["execution_id"] for e in found] == listed
+
+
+def test_statuses_that_are_wrong_empty_or_of_nobody_are_said(project: Project) -> None:
+    project.flat("run", ".")
+    assert (
+        'no status "dnoe"; did you mean "done"' in project.flat("runs", "list", "--status", "limit,dnoe").err
+    )
+    assert project.flat("runs", "list", "--status", "").code == 2
+    assert "no execution is failed or limit" in project.flat("runs", "list", "--status", "failed,limit").err
+
+
 def test_a_run_is_shown_with_every_checkpoint(project: Project) -> None:
     project.flat("run", ".", "--id", "x")
     shown = project.flat("runs", "show", "x", "--steps").out

@@ -114,3 +114,67 @@ def test_an_input_may_be_the_text_of_a_file(project: Project) -> None:
     refused = project.flat("run", ".")
     assert refused.code == 3
     assert "run.input_files.log: cannot read log.txt" in refused.err
+
+
+VERIFIED = "      in_doubt: verify:written\n"
+LEDGER = """\
+import pathlib
+
+pathlib.Path("imported").touch()
+
+async def written(key, effect):
+    pathlib.Path("asked").write_text(f"{key} {effect.action}")
+    return {"n": 42} if pathlib.Path("ledger").exists() else None
+"""
+
+
+@pytest.fixture
+def died(project: Project) -> Project:
+    """A project whose run died in an action that only a verifier can tell about."""
+    project.write(
+        machine=project.one_action("die_once", extra=VERIFIED),
+        toml=project.TOML + '\n[verifiers]\nwritten = "ledger.py:written"\n',
+    )
+    (project.folder / "ledger.py").write_text(LEDGER)
+    assert project.process("run", ".", "--id", "x", "-q").code == 9
+    assert not Path("imported").exists()
+    return project
+
+
+def test_a_verifier_of_the_project_file_is_asked_what_became_of_an_effect(died: Project) -> None:
+    result = died.flat("resume", "x", "-q")
+    assert (result.code, json.loads(result.out)) == (0, {"n": "42"})
+    assert Path("asked").read_text() == "x/0/1/action die_once"
+
+
+def test_a_worker_asks_the_verifier_too(
+    died: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert died.flat("worker", "--drain").code == 0
+    assert '{"n": "42"}' in died.flat("runs", "show", "x").out
+
+
+def test_a_verifier_that_nobody_registered_is_named_with_its_table(died: Project) -> None:
+    died.write(toml=died.TOML)
+    result = died.flat("resume", "x", "-q")
+    assert result.code == 3
+    assert (
+        'help: on the command line, name it in flat.toml: [verifiers] written = "file.py:function"'
+        in result.err
+    )
+    warned = died.flat("validate", ".")
+    assert warned.code == 0
+    assert 'nothing is registered as the verifier "written"' in warned.out
+    assert "machine.yml:11:" in warned.out
+
+
+def test_a_verifier_that_cannot_be_imported_is_said(died: Project) -> None:
+    (died.folder / "ledger.py").write_text("1/0\n")
+    result = died.flat("resume", "x", "-q")
+    assert result.code == 3
+    assert 'the verifier "written" (ledger.py:written) cannot be imported: ZeroDivisionError' in result.err
+    died.write(toml=died.TOML + '\n[verifiers]\nwritten = "ledger.py"\n')
+    refused = died.flat("resume", "x", "-q")
+    assert '"written" in [verifiers] does not say where it is' in refused.err
+    assert 'write "file.py:function"' in refused.err

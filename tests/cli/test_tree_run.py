@@ -199,6 +199,25 @@ def test_a_killed_session_goes_on_and_the_tool_in_flight_is_not_repeated(
     assert (desk.folder / "ledger").read_text() == "Oslo\n"
 
 
+def test_a_verifier_of_the_project_file_tells_what_became_of_a_tool(
+    desk: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(cast("dict[str, str]", desk.environ), "HANG", "1")
+    charter = desk.folder / "desk.py"
+    charter.write_text(
+        charter.read_text().replace('"Book a city"', '"Book a city", in_doubt="verify:booked"')
+    )
+    (desk.folder / "ledger.py").write_text("def booked(key, effect):\n    return 'booked Oslo'\n")
+    (desk.folder / "flat.toml").write_text('[verifiers]\nbooked = "ledger.py:booked"\n')
+    process = desk.start("run", REF, "-m", "book it", "--id", "x")
+    wait_for_booking(process, desk.folder)
+    process.kill()
+    process.communicate(timeout=20)
+    result = desk.process("resume", "x", "-q")
+    assert (result.code, result.out) == (0, "Oslo is booked.\n"), result
+    assert (desk.folder / "ledger").read_text() == "Oslo\n"
+
+
 def wait_for_booking(process: subprocess.Popen[str], folder: Path) -> None:
     """Until the tool has written its line; it hangs then."""
     ledger = folder / "ledger"
@@ -341,6 +360,22 @@ def test_a_machine_that_a_charter_started_and_that_waits_goes_on_with_it(
     assert [child["status"] for child in shown["family"]["children"]] == ["done"]
     again = desk.flat("run", "shop.py:charter", "--id", "x", "-q")
     assert again.out == "Sent: Invoice for Mira, approved by Ann\n"
+
+
+def test_a_leaf_that_waits_for_its_machine_is_shown_and_may_be_talked_to(desk: Project) -> None:
+    (desk.folder / "shop.py").write_text(SHOP)
+    (desk.folder / "invoice.yml").write_text(INVOICE)
+    first = desk.flat("run", "shop.py:charter", "-m", "bill her", "--id", "x")
+    again = desk.flat("run", "shop.py:charter", "-m", "hurry", "--id", "x")
+    for result in (first, again):
+        assert result.code == 4
+        assert 'desk waits: machine "invoice" waits on approve/invoice' in result.err
+    shown = desk.flat("runs", "show", "x").out
+    assert 'desk  (root, waits: machine "invoice" waits on approve/invoice)' in shown
+    assert "invoice  waiting" in shown.partition("family:")[2]
+    desk.flat("signal", "approve/invoice", '{"by": "Ann"}')
+    last = desk.flat("run", "shop.py:charter", "--id", "x", "-q")
+    assert last.out == "Sent: Invoice for Mira, approved by Ann\n"
 
 
 def test_a_fork_of_a_session_goes_its_own_way(desk: Project) -> None:

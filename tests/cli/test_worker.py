@@ -332,6 +332,18 @@ def test_workers_are_listed_with_what_they_run(shop: Project, processes: list[su
     assert (data["worker_id"], data["pid"]) == ("w1", worker.pid)
 
 
+def test_a_worker_that_was_killed_here_is_seen_to_be_gone_at_once(
+    shop: Project, processes: list[subprocess.Popen[str]]
+) -> None:
+    worker = hold(shop, processes, "--name", "w1")
+    wait_until(lambda: told(shop)["metadata"].get("runs") == ["x"], worker)
+    assert told(shop)["status"] == "active"
+    worker.kill()
+    worker.communicate()
+    assert told(shop)["status"] == "gone"
+    assert shop.flat("workers").out.splitlines()[1].split()[:2] == ["w1", "gone"]
+
+
 def test_a_store_without_a_register_says_so(shop: Project) -> None:
     shop.flat("start", ".", "--id", "x", "--store", "file:runs")
     assert shop.flat("worker", "--drain", "--store", "file:runs").code == 0

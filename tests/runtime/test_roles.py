@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,39 +21,15 @@ from flat.backends.redis.trigger import RedisTrigger
 from flat.backends.results import PoolResults, ResultStore
 from flat.backends.sqlite.lock import SQLiteLock
 from flat.backends.sqlite.work import SQLiteWorkBackend
-from flat.errors import BadStoreURL, ExecutionBusy, UnknownName
+from flat.errors import ExecutionBusy, UnknownName
 from flat.runtime.compat.results import make_uri
 from flat.runtime.compat.signals import StoreSignals, create_signal_backend, move_signals
 from flat.runtime.roles import StoredResults, configured_roles
-from flat.testing.servers import (
-    AwsServer,
-    PostgresServer,
-    RedisServer,
-    aws_server,
-    postgres_server,
-    redis_server,
-)
-from flat.testing.store_queries import HOSTILE
+from flat.testing.servers import RedisServer
+from flat.testing.store_servers import StoreServers
+from flat.testing.store_values import HOSTILE
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PostgresServer]:
-    with postgres_server() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def aws() -> Iterator[AwsServer]:
-    with aws_server() as started:
-        yield started
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +63,8 @@ def machine_of(backends: str, **more: Any) -> flat.FlatMachine:
     return flat.FlatMachine(config_file=written(backends), **more)
 
 
-# -- all roles at once ------------------------------------------------------------------------------
+# -- several roles at once --------------------------------------------------------------------------
+# Each server in each role is in `backends/test_server_roles`.
 
 
 ALL = (
@@ -97,55 +73,8 @@ ALL = (
 )
 
 
-async def test_one_server_has_every_role(server: RedisServer) -> None:
-    url = server.url()
-    machine = machine_of(ALL.format(url))
-    # The store has the leases, the signals and the wakes in itself: only results by URI are apart.
-    assert (machine.lock, machine.signal_backend, machine.trigger_backend) == (None, None, None)
-    assert isinstance(machine.result_backend, StoredResults)
-    assert machine.persistence == url
-
-    assert await machine.execute() == {"_waiting": True, "_channel": "answers"}
-    uri = make_uri(machine.execution_id)
-    assert not await machine.result_backend.exists(uri)
-    signals = create_signal_backend("redis", url=url)
-    heard: list[Any] = []
-    async with open_store(url).listen() as woken, anyio.create_task_group() as group:  # type: ignore[attr-defined]
-
-        async def hear() -> None:
-            async with RedisResults(url) as store:
-                heard.append(await StoredResults(store).read(uri, timeout=10))
-
-        group.start_soon(hear)
-        await signals.send("answers", "yes")
-        await woken.wait()
-        assert await machine.execute(resume_from=machine.execution_id) == {"said": "yes"}
-    assert heard == [{"said": "yes"}]
-
-
-async def test_one_server_is_everything_beside_a_store_in_files(server: RedisServer) -> None:
-    url = server.url()
-    said = ALL.format(url).replace("persistence: redis", "persistence: sqlite, sqlite_path: runs.db")
-    machine = machine_of(said)
-    assert isinstance(machine.lock, RedisLock)
-    assert isinstance(machine.signal_backend, StoreSignals)
-    assert isinstance(machine.trigger_backend, RedisTrigger)
-
-    assert await machine.execute() == {"_waiting": True, "_channel": "answers"}
-    async with RedisLock(url) as other:
-        assert await other.acquire(machine.execution_id), "the lock was given back"
-        with pytest.raises(ExecutionBusy):
-            await machine.execute(resume_from=machine.execution_id)
-        await other.release(machine.execution_id)
-    await create_signal_backend("redis", url=url).send("answers", "no")
-    assert await machine.execute(resume_from=machine.execution_id) == {"said": "no"}
-    assert await machine.signal_backend.channels() == []
-    assert await machine.result_backend.read(make_uri(machine.execution_id), block=False) == {"said": "no"}
-    assert "runs.db" in os.listdir()
-
-
-async def test_the_queue_and_the_register_are_where_the_file_says(server: RedisServer) -> None:
-    work, register = server.url(), server.url()
+async def test_the_queue_and_the_register_are_where_the_file_says(redis: RedisServer) -> None:
+    work, register = redis.url(), redis.url()
     await flat.create_work_backend("redis", url=work).pool("default").push({"n": 7})
     said = f"work: '{work}', registration: '{register}'"
     hooks = "  hooks: {name: distributed-worker, args: {lease_seconds: 60}}\n"
@@ -158,8 +87,8 @@ async def test_the_queue_and_the_register_are_where_the_file_says(server: RedisS
     assert await flat.create_registration_backend("redis", url=work).list() == []
 
 
-async def test_hooks_that_say_where_their_queue_is_are_left_alone(server: RedisServer) -> None:
-    work = server.url()
+async def test_hooks_that_say_where_their_queue_is_are_left_alone(redis: RedisServer) -> None:
+    work = redis.url()
     hooks = "  hooks: {name: distributed-worker, args: {backend: sqlite, db_path: mine.db}}\n"
     flat_machine = flat.FlatMachine(config_file=written(f"work: '{work}'", WORK, hooks))
     await flat_machine.execute({"pool_id": "default"})
@@ -171,9 +100,9 @@ async def test_hooks_that_say_where_their_queue_is_are_left_alone(server: RedisS
 
 
 async def test_a_bare_name_is_at_its_field_or_at_the_store_or_where_the_environment_says(
-    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here, there = server.url(), server.url()
+    here, there = redis.url(), redis.url()
 
     def results(backends: str, **more: Any) -> str:
         found = machine_of(backends, **more).result_backend
@@ -192,17 +121,9 @@ async def test_a_bare_name_is_at_its_field_or_at_the_store_or_where_the_environm
     assert machine_of("persistence: redis").persistence == here
 
 
-@pytest.mark.parametrize("role", ["persistence", "locking", "results", "signal", "trigger"])
-async def test_a_server_without_a_place_is_an_error_that_names_the_field(role: str) -> None:
-    with pytest.raises(
-        BadStoreURL, match=rf'settings.backends.{role} is "redis": .*redis_url.*FLAT_REDIS_URL'
-    ):
-        machine_of(f"{role}: redis")
-
-
-async def test_what_is_given_in_python_wins_over_the_file(server: RedisServer) -> None:
-    lock, trigger = RedisLock(server.url()), RedisTrigger(server.url())
-    results, signals = StoredResults(RedisResults(server.url())), create_signal_backend()
+async def test_what_is_given_in_python_wins_over_the_file(redis: RedisServer) -> None:
+    lock, trigger = RedisLock(redis.url()), RedisTrigger(redis.url())
+    results, signals = StoredResults(RedisResults(redis.url())), create_signal_backend()
     machine = machine_of(
         "locking: redis, results: redis, signal: redis, trigger: redis",
         lock=lock, result_backend=results, signal_backend=signals, trigger_backend=trigger,
@@ -213,12 +134,12 @@ async def test_what_is_given_in_python_wins_over_the_file(server: RedisServer) -
 
 
 async def test_a_lock_where_executions_are_is_their_lease_and_elsewhere_one_of_its_own(
-    server: RedisServer,
+    redis: RedisServer,
 ) -> None:
     assert machine_of("locking: sqlite, persistence: sqlite").lock is None
     assert machine_of("locking: sqlite", persistence="own.db").lock is None
     assert machine_of("locking: none").lock is None
-    machine = machine_of(f"locking: sqlite, sqlite_path: locks.db, persistence: '{server.url()}'")
+    machine = machine_of(f"locking: sqlite, sqlite_path: locks.db, persistence: '{redis.url()}'")
     assert isinstance(machine.lock, SQLiteLock)
     assert await machine.execute() == {"_waiting": True, "_channel": "answers"}
     async with SQLiteLock("locks.db") as other:
@@ -231,7 +152,7 @@ async def test_a_lock_where_executions_are_is_their_lease_and_elsewhere_one_of_i
         machine_of("locking: 'nosuch://x'")
 
 
-async def test_a_local_lock_is_a_file(server: RedisServer) -> None:
+async def test_a_local_lock_is_a_file(redis: RedisServer) -> None:
     machine = machine_of("locking: local, persistence: sqlite")
     assert await machine.execute() == {"_waiting": True, "_channel": "answers"}
     assert os.listdir(".locks") == [f"{machine.execution_id}.lock"]
@@ -248,15 +169,15 @@ async def test_a_trigger_file_is_touched_where_the_file_says() -> None:
 
 
 @pytest.fixture(params=["redis", "memory", "sqlite", "postgres", "dynamodb"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ResultStore:
+def store(request: pytest.FixtureRequest, tmp_path: Path, servers: StoreServers) -> ResultStore:
     """Results of every kind, with nothing in them."""
     match request.param:
         case "redis":
-            return RedisResults(request.getfixturevalue("server").url())
+            return RedisResults(servers.url("redis"))
         case "postgres":
-            return PostgresResults(request.getfixturevalue("postgres").url())
+            return PostgresResults(servers.url("postgres"))
         case "dynamodb":
-            return PoolResults(DynamoWorkBackend(request.getfixturevalue("aws").url()))
+            return PoolResults(DynamoWorkBackend(servers.url("dynamodb")))
         case "sqlite":
             return PoolResults(SQLiteWorkBackend(tmp_path / "r.db"))
     return PoolResults(MemoryWorkBackend())
@@ -300,8 +221,8 @@ async def test_whoever_waits_for_a_result_gets_it(store: ResultStore) -> None:
     await results.close()
 
 
-async def test_results_end_with_their_time(server: RedisServer) -> None:
-    async with RedisResults(server.url(), ttl=0.001) as store:
+async def test_results_end_with_their_time(redis: RedisServer) -> None:
+    async with RedisResults(redis.url(), ttl=0.001) as store:
         await store.put("a", b"1")
         with anyio.fail_after(10):
             while await store.get("a") is not None:
@@ -311,9 +232,9 @@ async def test_results_end_with_their_time(server: RedisServer) -> None:
 # -- signals ----------------------------------------------------------------------------------------
 
 
-async def test_signals_of_the_very_same_place_are_not_moved_into_nothing(server: RedisServer) -> None:
+async def test_signals_of_the_very_same_place_are_not_moved_into_nothing(redis: RedisServer) -> None:
     """Two addresses may mean one place; what is moved from it to itself must still be there."""
-    url = server.url()
+    url = redis.url()
     one, two = open_store(url), open_store(url.replace("127.0.0.1", "localhost"))
     signals = StoreSignals(one)
     for number in range(3):
@@ -325,8 +246,8 @@ async def test_signals_of_the_very_same_place_are_not_moved_into_nothing(server:
     await two.close()
 
 
-async def test_a_move_that_was_interrupted_is_finished(server: RedisServer) -> None:
-    there, here = open_store(server.url()), open_store(server.url())
+async def test_a_move_that_was_interrupted_is_finished(redis: RedisServer) -> None:
+    there, here = open_store(redis.url()), open_store(redis.url())
     signals = StoreSignals(there)
     await signals.send("c", 1)
     (sent,) = await there.signals("c")
@@ -354,8 +275,8 @@ def flat_command(*args: str) -> int:
     return CliRunner().invoke(app, list(args)).exit_code
 
 
-def test_the_commands_do_what_the_file_says(server: RedisServer) -> None:
-    url = server.url()
+def test_the_commands_do_what_the_file_says(redis: RedisServer) -> None:
+    url = redis.url()
     written(ALL.format(url).replace("persistence: redis", "persistence: sqlite, sqlite_path: runs.db"))
     assert flat_command("run", "machine.yml", "--id", "x") == 4
     resume = ("resume", "x", "machine.yml", "--store", "sqlite:///runs.db")
@@ -375,13 +296,3 @@ def test_the_commands_do_what_the_file_says(server: RedisServer) -> None:
     assert anyio.run(result) is None
     assert flat_command(*resume) == 0
     assert anyio.run(result) == {"said": "yes"}
-
-
-def test_a_whole_run_lives_in_the_server_that_the_file_names(server: RedisServer) -> None:
-    url = server.url()
-    written(f"persistence: redis, redis_url: '{url}'")
-    assert flat_command("run", "machine.yml", "--id", "x") == 4
-    assert flat_command("signal", "answers", "1", "--store", url) == 0
-    assert flat_command("resume", "x", "--store", url) == 0
-    assert flat_command("runs", "show", "x", "--store", url) == 0
-    assert not [name for name in os.listdir() if name.endswith(".db")]

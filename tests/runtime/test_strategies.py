@@ -121,6 +121,19 @@ async def test_samples_that_were_answered_are_not_asked_for_again(tmp_path: Path
     assert len(helper.requests) == 4
 
 
+async def test_samples_still_out_are_ended_when_one_failed_as_all_will(runtime: Runtime) -> None:
+    class Helper(ScriptedAgent):
+        async def call(self, request: AgentRequest) -> AgentResult:
+            if not request.idempotency_key.endswith(".1"):
+                await anyio.sleep_forever()
+            return await super().call(request)
+
+    helper = Helper(AgentFailed("wrong key", code="auth_error"))
+    outcome = await runtime.start(asking(PARALLEL, helper))
+    assert outcome.failure is not None
+    assert (outcome.status, outcome.failure.message, len(helper.requests)) == ("failed", "wrong key", 1)
+
+
 # -- voting ----------------------------------------------------------------------------------
 
 
@@ -190,6 +203,13 @@ async def test_a_vote_without_an_answer_that_counts_is_an_error(runtime: Runtime
     outcome = await runtime.start(asking(execution, ScriptedAgent("", ""), on_error={"VotingFailed": "end"}))
     assert (outcome.status, outcome.context["last_error_type"]) == ("done", "VotingFailed")
     assert outcome.context["last_error"] == "none of 2 answers could be counted: 2 × format_error"
+
+
+async def test_a_call_that_cannot_succeed_is_not_made_ten_times(runtime: Runtime) -> None:
+    helper = ScriptedAgent(*[AgentFailed("wrong key", code="auth_error")] * 10)
+    outcome = await runtime.start(asking(vote(), helper))
+    assert outcome.failure is not None
+    assert (outcome.failure.message, len(helper.requests)) == ("wrong key", 1)
 
 
 async def test_when_every_call_fails_the_last_failure_is_told(runtime: Runtime) -> None:

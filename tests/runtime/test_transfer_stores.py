@@ -7,22 +7,20 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import flat
-from flat import FileStore, HooksRegistry, Machine, MachineHooks, MemoryStore, Runtime, SQLiteStore
+from flat import HooksRegistry, Machine, MachineHooks, MemoryStore, Runtime, SQLiteStore
 from flat.backends import open_store
 from flat.backends.protocols import CheckpointStore
 from flat.backends.sweeping import Sweepable
 from flat.runtime.doctor import Doctor
 from flat.runtime.prune import Wanted, plan, prune
 from flat.runtime.transfer import everything, export_runs, families, import_runs
-from flat.testing.servers import aws_server, postgres_server, redis_server
+from flat.testing.store_servers import StoreServers
 
 pytestmark = pytest.mark.anyio
 
@@ -94,37 +92,9 @@ def live_and_die(folder: Path, killed_at: int) -> None:
     anyio.run(live)
 
 
-@pytest.fixture(scope="module")
-def servers() -> Iterator[Callable[[str], Any]]:
-    """Each server, started when it is first asked for."""
-    starters: Mapping[str, Callable[[], Any]] = {
-        "redis": redis_server,
-        "postgres": postgres_server,
-        "aws": aws_server,
-    }
-    started: dict[str, Any] = {}
-    with ExitStack() as stack:
-
-        def server(name: str) -> Any:
-            if name not in started:
-                started[name] = stack.enter_context(starters[name]())
-            return started[name]
-
-        yield server
-
-
 @pytest.fixture(params=KINDS)
-def target(request: pytest.FixtureRequest, tmp_path: Path, servers: Callable[[str], Any]) -> CheckpointStore:
-    kinds: dict[str, Callable[[], CheckpointStore]] = {
-        "memory": MemoryStore,
-        "file": lambda: FileStore(tmp_path / "target"),
-        "sqlite": lambda: SQLiteStore(tmp_path / "target.db"),
-        "redis": lambda: open_store(servers("redis").url()),
-        "postgres": lambda: open_store(servers("postgres").url()),
-        "dynamodb": lambda: open_store(servers("aws").url()),
-        "s3": lambda: open_store(servers("aws").url(scheme="s3")),
-    }
-    return kinds[request.param]()
+def target(request: pytest.FixtureRequest, servers: StoreServers) -> CheckpointStore:
+    return open_store("memory:" if request.param == "memory" else servers.url(request.param))
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,16 @@ import pytest
 from runtime_machines import acting, config, machine
 
 from flat import FileStore, MachineHooks, MemoryStore, Runtime, SQLiteStore, load
+from flat.backends.liveness import this_process
 from flat.backends.protocols import Birth, CheckpointStore, Execution, Owner, Signal
-from flat.backends.work import WorkerFilter
+from flat.backends.work import WorkerFilter, WorkerRecord
 from flat.drivers.dispatch import Declined, Report
 from flat.drivers.fleet import POOL
 from flat.drivers.stranded import is_buried, is_queued
 from flat.errors import BackendError, DefinitionError, ExecutionBusy, ExecutionNotFound
 from flat.runtime import Machine
 from flat.runtime.history import LOOKING
-from flat.runtime.queue import register_of
+from flat.runtime.queue import PROCESS, at_work, register_of
 from flat.testing.clock import VirtualClock
 
 pytestmark = pytest.mark.anyio
@@ -711,3 +712,29 @@ async def test_a_worker_that_was_not_heard_of_is_marked_as_lost_by_the_next(plac
     await (await place.runtime()).worker(name="next").drain()
     assert {w.worker_id: w.status for w in await register.list()} == {"dead": "lost", "next": "terminated"}
     await register.close()
+
+
+US = this_process()
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "seen"),
+    [
+        (asdict(US), "active", "active"),
+        (asdict(replace(US, started="1")), "active", "gone"),
+        ({**asdict(replace(US, started="1")), "of": "a later release"}, "active", "gone"),
+        (asdict(replace(US, started="1")), "terminated", "terminated"),
+        (asdict(replace(US, started="1", host="elsewhere")), "active", "active"),
+        (None, "active", "active"),
+    ],
+)
+def test_a_worker_is_gone_when_its_process_was_here_and_is_no_more(
+    said: dict[str, Any] | None, status: str, seen: str
+) -> None:
+    metadata = {} if said is None else {PROCESS: said}
+    assert at_work(WorkerRecord(worker_id="w", status=status, metadata=metadata)) == seen
+
+
+async def test_a_worker_tells_the_register_which_process_it_is(place: Place) -> None:
+    runtime = await place.runtime()
+    assert runtime.worker().facts[PROCESS]["pid"] == US.pid

@@ -3,60 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
 import pytest
 
 from flat import MachineHooks, Runtime
-from flat.backends import DynamoStore, open_store
+from flat.backends import open_store
 from flat.backends.protocols import CheckpointStore, Owner
-from flat.backends.triggers import TriggerBackend
 from flat.drivers.dispatch import Report
 from flat.drivers.stranded import is_buried, is_queued
 from flat.hooks import HooksRegistry
 from flat.runtime import Machine, load
 from flat.runtime.queue import register_of
-from flat.testing.servers import aws_server, postgres_server, redis_server
+from flat.testing.store_servers import StoreServers
 
 pytestmark = pytest.mark.anyio
 
 
-@contextmanager
-def redis() -> Iterator[Callable[[], str]]:
-    with redis_server() as server:
-        yield server.url
-
-
-@contextmanager
-def postgres() -> Iterator[Callable[[], str]]:
-    with postgres_server() as server:
-        yield server.url
-
-
-@contextmanager
-def dynamodb() -> Iterator[Callable[[], str]]:
-    with aws_server() as server:
-        yield server.url
-
-
-SERVERS: dict[str, Callable[[], AbstractContextManager[Callable[[], str]]]] = {
-    "redis": redis, "postgres": postgres, "dynamodb": dynamodb,
-}  # fmt: skip
 GONE = Owner(owner="gone", host="elsewhere", pid=1)
 
 
-@pytest.fixture(scope="module", params=SERVERS)
-def server(request: pytest.FixtureRequest) -> Iterator[Callable[[], str]]:
-    with SERVERS[request.param]() as url:
-        yield url
-
-
-@pytest.fixture
-async def store(server: Callable[[], str]) -> AsyncIterator[CheckpointStore]:
-    opened = open_store(server())
+@pytest.fixture(params=["redis", "postgres", "dynamodb"])
+async def store(request: pytest.FixtureRequest, servers: StoreServers) -> AsyncIterator[CheckpointStore]:
+    opened = open_store(servers.url(request.param))
     yield opened
     await opened.close()
 
@@ -77,9 +48,8 @@ def job(**first: Any) -> Machine:
     return load(config=config, hooks=HooksRegistry({"noting": Noting}))
 
 
+@pytest.mark.parametrize("store", ["redis", "postgres"], indirect=True)  # elsewhere its workers poll
 async def test_an_idle_worker_is_woken_by_the_queue_and_by_signals(store: CheckpointStore) -> None:
-    if not isinstance(store, TriggerBackend):
-        return  # its workers poll
     made = job(wait_for="go")
     async with Runtime(store, machines={"job": made}) as runtime, anyio.create_task_group() as group:
         worker, idle = runtime.worker(poll=1000), anyio.Event()
@@ -130,8 +100,6 @@ async def test_the_dead_are_counted_buried_and_revived(store: CheckpointStore) -
 
 
 async def test_a_stranded_execution_is_taken_over_once(store: CheckpointStore) -> None:
-    if isinstance(store, DynamoStore):
-        return  # the imitation of its server is slow, and what is tried here is the same for all
     made = job()
     async with Runtime(store, machines={"job": made}) as one, Runtime(store, machines={"job": made}) as other:
         for id_ in "xyz":

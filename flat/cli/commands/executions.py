@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flat.cli.commands.options import Compat, Json, Live, MaxCalls, Plain, Quiet, Store, Verbose
+from flat.cli.commands.options import Compat, Get, Json, Live, MaxCalls, Plain, Profile, Quiet, Store, Verbose
 from flat.cli.ending import finish
 from flat.cli.show import loading, show_for
 
@@ -35,8 +35,10 @@ def run(
         int | None, typer.Option(min=0, metavar="N", help="Stop after N steps, with status `limit`.")
     ] = None,
     max_agent_calls: MaxCalls = None,
+    profile: Profile = None,
     store: Store = None,
     json: Json = False,
+    get: Get = None,
     quiet: Quiet = False,
     verbose: Verbose = 0,
     plain: Plain = False,
@@ -46,7 +48,7 @@ def run(
     """Run a machine until it ends, waits, or reaches a limit."""
 
     def work() -> int:
-        show = loading(f"loading {path}", json=json, quiet=quiet, plain=plain)
+        show = loading(f"loading {path}", json=json, quiet=quiet, plain=plain, get=get)
         from flat.cli.running import run
 
         given = list(inputs or [])
@@ -54,7 +56,7 @@ def run(
             given.append(f"message={'@' if message.startswith('@') else ''}{message}")
         return run(
             path, given, show=show, store=store, execution_id=id, max_steps=max_steps,
-            max_agent_calls=max_agent_calls, compat=compat, live=live, verbose=verbose,
+            max_agent_calls=max_agent_calls, compat=compat, live=live, verbose=verbose, profile=profile,
         )  # fmt: skip
 
     finish(work, verbose=verbose, json=json)
@@ -81,6 +83,7 @@ def resume(
     ] = False,
     store: Store = None,
     json: Json = False,
+    get: Get = None,
     quiet: Quiet = False,
     verbose: Verbose = 0,
     plain: Plain = False,
@@ -90,7 +93,7 @@ def resume(
     """Take an execution up where it stands."""
 
     def work() -> int:
-        show = loading(f"loading execution {id}", json=json, quiet=quiet, plain=plain)
+        show = loading(f"loading execution {id}", json=json, quiet=quiet, plain=plain, get=get)
         from flat.cli.resuming import Wishes, resume
 
         wishes = Wishes(

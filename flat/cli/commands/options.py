@@ -17,6 +17,12 @@ Store = Annotated[
 ]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only the output.")]
+Get = Annotated[
+    str | None,
+    typer.Option(
+        "--get", metavar="FIELD", help="Only this field of the output (a.b.0): text as it is, else JSON."
+    ),
+]
 Verbose = Annotated[
     int,
     typer.Option(
@@ -52,6 +58,12 @@ TriggerPath = Annotated[
         help="The trigger's folder, or its socket. Default: a folder of this user's own.",
     ),
 ]  # fmt: skip
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Run every agent on this profile of the machine's catalogue, whichever it names."
+    ),
+]
 MaxCalls = Annotated[
     int | None, typer.Option(min=0, metavar="N", help="Stop after N model calls in all, with status `limit`.")
 ]

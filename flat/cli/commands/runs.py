@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flat.cli.commands.options import Compat, Json, Store, Trigger, TriggerPath, Verbose
+from flat.cli.commands.options import Compat, Get, Json, Store, Trigger, TriggerPath, Verbose
 from flat.cli.ending import UsageError, finish
 
 runs_app = typer.Typer(help="Look at what has run.", no_args_is_help=True, rich_markup_mode=None)
@@ -16,9 +16,10 @@ runs_app = typer.Typer(help="Look at what has run.", no_args_is_help=True, rich_
 @runs_app.command("list")
 def list_runs(
     status: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="ready, running, interrupted, buried, waiting, done, failed, cancelled, limit or in_doubt."
+            help="ready, running, interrupted, buried, waiting, done, failed, cancelled, limit or in_doubt. "
+            "May be repeated, or a,b."
         ),
     ] = None,
     name: Annotated[
@@ -34,7 +35,7 @@ def list_runs(
     def work() -> int:
         from flat.cli.runs import list_runs
 
-        return list_runs(store=store, status=status, name=name, limit=limit, json=json)
+        return list_runs(store=store, statuses=_split(status), name=name, limit=limit, json=json)
 
     finish(work, verbose=verbose, json=json)
 
@@ -53,6 +54,7 @@ def show_run(
     cost: Annotated[
         bool, typer.Option("--cost", help="Calls, tokens and money, by state and agent, with its children's.")
     ] = False,
+    get: Get = None,
     store: Store = None,
     json: Json = False,
     verbose: Verbose = 0,
@@ -62,7 +64,7 @@ def show_run(
     def work() -> int:
         from flat.cli.looking import Asked, show_run
 
-        return show_run(id, Asked(steps=steps, at=at, diff=diff, cost=cost), store=store, json=json)
+        return show_run(id, Asked(steps=steps, at=at, diff=diff, cost=cost, get=get), store=store, json=json)
 
     finish(work, verbose=verbose, json=json)
 
@@ -186,8 +188,11 @@ def prune_runs(
 
 
 def _split(given: list[str] | None) -> list[str]:
-    """The words of an option that may be repeated, or hold several with commas between."""
-    return [word.strip() for one in given or () for word in one.split(",") if word.strip()]
+    """The statuses of an option that may be repeated, or hold several with commas between."""
+    words = [word.strip() for one in given or () for word in one.split(",") if word.strip()]
+    if given and not words:
+        raise UsageError("--status is empty")
+    return words
 
 
 @runs_app.command("revive")

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from flat.cli.commands.options import Compat, Json, Live, MaxCalls, Store, Trigger, TriggerPath, Verbose
+from flat.cli.commands.options import (
+    Compat,
+    Json,
+    Live,
+    MaxCalls,
+    Profile,
+    Store,
+    Trigger,
+    TriggerPath,
+    Verbose,
+)
 from flat.cli.ending import finish
 from flat.cli.show import show_for
 
@@ -28,6 +38,7 @@ def start(
         int | None, typer.Option(min=0, metavar="N", help="Stop after N steps, with status `limit`.")
     ] = None,
     max_agent_calls: MaxCalls = None,
+    profile: Profile = None,
     trigger: Trigger = None,
     trigger_path: TriggerPath = None,
     store: Store = None,
@@ -42,7 +53,7 @@ def start(
 
         wanted = Wanted(
             execution_id=id, max_steps=max_steps, max_agent_calls=max_agent_calls, compat=compat,
-            trigger=trigger, trigger_path=trigger_path,
+            profile=profile, trigger=trigger, trigger_path=trigger_path,
         )  # fmt: skip
         show = show_for(json=json, quiet=True, plain=True)
         return start(path, inputs or [], wanted, show=show, store=store, verbose=verbose)

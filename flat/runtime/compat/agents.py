@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +10,7 @@ from flat.agents.bundle import profile_settings
 from flat.agents.profiles import Catalogue, read_catalogue, resolve_profile
 from flat.errors import SpecError
 from flat.runtime.agent_files import InvalidAgent, read_mapping
-from flat.runtime.compat.validation import ValidationWarning
+from flat.runtime.compat.validation import told
 from flat.spec.agent import AgentFile
 from flat.spec.document import Document
 from flat.spec.schema import schema
@@ -143,13 +142,7 @@ def validate_flatagent_config(
         _, problems = check_shape(AgentFile, Part(value=config, document=Document(dict(config))))
     except SpecError as error:
         problems = list(error.problems)
-    found = [str(problem) for problem in problems]
-    listed = "".join(f"\n  - {text}" for text in found)
-    if found and strict:
-        raise ValueError(f"Flatagent config validation failed:{listed}")
-    if found and warn:
-        warnings.warn(f"Flatagent config has validation issues:{listed}", ValidationWarning, stacklevel=2)
-    return found
+    return told("Flatagent", problems, warn=warn, strict=strict)
 
 
 def get_flatagent_schema() -> dict[str, Any]:

@@ -9,12 +9,11 @@ from flat.agents.adapters import as_agent
 from flat.agents.executor_result import ExecutorResult
 from flat.agents.protocol import Agent, AgentRequest, AgentResult
 from flat.core.condition import condition_class
+from flat.core.strategies.retry import DEFAULT_BACKOFFS
 from flat.core.strategies.vote import METRICS
 from flat.errors import DefinitionError
 from flat.runtime.loading import load
 from flat.runtime.runtime import Outcome, Runtime
-
-BACKOFFS = (2.0, 8.0, 16.0, 35.0)
 
 
 class ExpressionEngine(Protocol):
@@ -133,7 +132,7 @@ class RetryExecution(ExecutionType):
     def __init__(
         self, backoffs: Sequence[float] | None = None, jitter: float = 0.1, retry_on_empty: bool = False
     ) -> None:
-        self.backoffs = list(BACKOFFS if backoffs is None else backoffs)
+        self.backoffs = list(DEFAULT_BACKOFFS if backoffs is None else backoffs)
         self.jitter = jitter
         self.retry_on_empty = retry_on_empty
 

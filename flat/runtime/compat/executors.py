@@ -84,8 +84,10 @@ class _Executor:
         return bool(running)
 
 
-class ClaudeCodeExecutor(_Executor):
-    """Claude Code. `settings` are what a machine says for all such agents; the config wins."""
+class _CommandExecutor(_Executor):
+    """A program. `settings` are what a machine says for all such agents; the config wins."""
+
+    made: type[ClaudeCodeAgent | CodexCliAgent]
 
     def __init__(
         self,
@@ -95,7 +97,13 @@ class ClaudeCodeExecutor(_Executor):
         throttle: CallThrottle | None = None,
     ) -> None:
         merged = {**(settings or {}), **config}
-        super().__init__(ClaudeCodeAgent(merged, Path(config_dir), throttle=throttle))
+        super().__init__(self.made(merged, Path(config_dir), throttle=throttle))
+
+
+class ClaudeCodeExecutor(_CommandExecutor):
+    """Claude Code."""
+
+    made = ClaudeCodeAgent
 
     async def ask(self, request: AgentRequest, *, fork: bool = False) -> AgentResult:
         """One turn, for a session that is held back."""
@@ -103,18 +111,10 @@ class ClaudeCodeExecutor(_Executor):
         return result
 
 
-class CodexCliExecutor(_Executor):
-    """Codex. `settings` are what a machine says for all such agents; the config wins."""
+class CodexCliExecutor(_CommandExecutor):
+    """Codex."""
 
-    def __init__(
-        self,
-        config: Mapping[str, Any],
-        config_dir: str | Path,
-        settings: Mapping[str, Any] | None,
-        throttle: CallThrottle | None = None,
-    ) -> None:
-        merged = {**(settings or {}), **config}
-        super().__init__(CodexCliAgent(merged, Path(config_dir), throttle=throttle))
+    made = CodexCliAgent
 
     async def ask(
         self, request: AgentRequest, *, fork: bool = False, model: str | None = None

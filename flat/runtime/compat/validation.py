@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flat.errors import SpecError
+from flat.errors import Problem, SpecError
 from flat.spec.load import load_machine_dict
 from flat.spec.schema import KINDS, render, schema
 
@@ -24,12 +24,17 @@ def validate_flatmachine_config(
         problems = load_machine_dict(config).problems
     except SpecError as error:
         problems = list(error.problems)
+    return told("Flatmachine", problems, warn=warn, strict=strict)
+
+
+def told(kind: str, problems: Iterable[Problem], *, warn: bool, strict: bool) -> list[str]:
+    """The problems as texts, raised or warned of on behalf of whoever asked for the check."""
     found = [str(problem) for problem in problems]
     listed = "".join(f"\n  - {text}" for text in found)
     if found and strict:
-        raise ValueError(f"Flatmachine config validation failed:{listed}")
+        raise ValueError(f"{kind} config validation failed:{listed}")
     if found and warn:
-        warnings.warn(f"Flatmachine config has validation issues:{listed}", ValidationWarning, stacklevel=2)
+        warnings.warn(f"{kind} config has validation issues:{listed}", ValidationWarning, stacklevel=3)
     return found
 
 
