@@ -278,7 +278,7 @@ class Turn:
     def take_up(self) -> None:
         """Enter the node, or start the op in progress again: it asks for what is still unanswered."""
         if not self._op:
-            self.enter(self.node)
+            self.enter(self.node, self.pending)
             return
         if not has_place(self.program, self.node, self._op):
             self.fail_lost()
@@ -350,7 +350,7 @@ class Turn:
             if type(answer) is Goto:
                 if answer.context is not UNSET:
                     self.context = answer.context
-                entered = self.enter_quietly(answer.target)
+                entered = self.enter_quietly(answer.target, answer.keep)
             elif type(answer) is Raise and (target := self.caught(answer.failure)) is not None:
                 self.noted(answer.failure)
                 entered = self.enter_quietly(target)
@@ -381,7 +381,7 @@ class Turn:
         elif isinstance(answer, Goto):
             if not isinstance(answer.context, Unset):
                 self.context = answer.context
-            self.enter(answer.target)
+            self.enter(answer.target, answer.keep)
         elif isinstance(answer, End):
             self.end(answer.output)
         else:
@@ -405,16 +405,16 @@ class Turn:
         if type(first) is AwaitSignal and first.patient and all(type(e) is AwaitSignal for e in effects):
             self.status = "waiting"
 
-    def enter(self, target: str) -> None:
-        if (node := self.enter_quietly(target)) is not None:
+    def enter(self, target: str, keep: tuple[str, ...] = ()) -> None:
+        if (node := self.enter_quietly(target, keep)) is not None:
             self.run(node, 0)
 
-    def enter_quietly(self, target: str) -> Node | None:
+    def enter_quietly(self, target: str, keep: tuple[str, ...] = ()) -> Node | None:
         """Move the cursor to the beginning of a node. None when a limit says no."""
         left = self.place
         if self._op and left is not None and not left.virtual:
             self.path.append(("leave", self.node, self.step))
-        self._op, self.local, self.pending, self.deadline = "", None, (), None
+        self._op, self.local, self.pending, self.deadline = "", None, keep, None
         self.node = target
         try:
             node = self.place = self.program.nodes[target]

@@ -180,13 +180,6 @@ def _always(scope: Scope) -> bool:
     return True
 
 
-def compile_condition(source: str, location: Location | None = None, engine: str = "simple") -> Condition:
-    """A checked condition in the named expression language."""
-    condition = condition_class(engine)(source, location)
-    condition.check()
-    return condition
-
-
 class _Compiler:
     """Syntax tree to closures. Each closure takes the scope; those of `test` give a bool."""
 

@@ -94,7 +94,8 @@ class StartChild:
     """Start another machine as an execution of its own; the effect id gives it its execution id.
 
     An awaited one is answered with what it came to (`Ended`). One that is not awaited is launched: it is born in
-    the same commit as the snapshot that asks for it, and nobody waits.
+    the same commit as the snapshot that asks for it, and nobody waits. One that is not patient is answered with
+    `Waits` as soon as its machine waits for something outside; whoever still wants it asks again, by the same id.
     """
 
     id: str
@@ -104,6 +105,7 @@ class StartChild:
     awaited: bool = True
     deadline: float | None = None
     in_doubt: str = "retry"
+    patient: bool = True
     kind: Literal["child"] = "child"
 
 

@@ -144,6 +144,16 @@ class Ended:
 
 
 @record(kw_only=True)
+class Waits:
+    """That a child waits for something outside, as the value of a `Done`."""
+
+    reason: str
+    """For people."""
+    channels: tuple[str, ...] = ()
+    """What it waits for in the end, where anybody may answer."""
+
+
+@record(kw_only=True)
 class Told:
     """What a tool answered, as the value of a `Done`."""
 

@@ -53,6 +53,17 @@ def failure_of(error: BaseException) -> Failure:
     )
 
 
+_SAME_AGAIN = frozenset(
+    ("auth_error", "invalid_request", "context_length", "model_unavailable", "rate_limit")
+)
+"""Codes of failures that do not depend on what a model happens to answer."""
+
+
+def is_certain(failure: Failure) -> bool:
+    """Whether the very same call is sure to fail again: a wrong key, a bad request, a quota that is used up."""
+    return failure.retryable is False and not _SAME_AGAIN.isdisjoint(failure.names)
+
+
 def error_target(failure: Failure, targets: Mapping[str, str]) -> str | None:
     """Where `on_error` sends this failure: its class name, its other names in order, then `default`."""
     for name in (failure.type, *failure.names, "default"):

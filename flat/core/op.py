@@ -49,6 +49,8 @@ class Goto:
 
     target: str
     context: Mapping[str, Any] | Unset = UNSET
+    keep: tuple[str, ...] = ()
+    """Effects that stay pending. The first op of the other node asks for them again, so that they are found."""
 
 
 @record

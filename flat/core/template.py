@@ -375,11 +375,6 @@ def compile_value(
     return compiled(value, ())
 
 
-def render_value(value: Any, scope: Scope) -> Any:
-    """A value rendered once. What is rendered often is compiled instead."""
-    return compile_value(value).render(scope)
-
-
 def _fresh(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _fresh(item) for key, item in value.items()}

@@ -52,6 +52,8 @@ class Held:
     deadline: float | None = None
     waiting_on: tuple[str, ...] = ()
     """What it waits for in the end, for people: the channels of a child that waits."""
+    reason: str = ""
+    """Why a child waits, in words."""
     limited: str = ""
     """Why nothing more may be spent, for a budget that is used up."""
 

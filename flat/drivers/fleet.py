@@ -48,14 +48,14 @@ class Fleet:
 
     async def be_heard_of(self, tell: Callable[[], Mapping[str, Any]]) -> None:
         """Say what the worker is doing, again and again. `tell` gives that, with the `runs` in hand."""
-        while self._register is not None:
+        while (register := self._register) is not None:
             try:
                 said = tell()
                 current = said["runs"][0] if said["runs"] else ""
-                await self._register.heartbeat(self.name, said, current_task_id=current)
-                record = await self._register.get(self.name)
+                await register.heartbeat(self.name, said, current_task_id=current)
+                record = await register.get(self.name)
                 if record is not None and record.status == "lost":  # the host was asleep, and is not any more
-                    await self._register.update_status(self.name, "active")
+                    await register.update_status(self.name, "active")
             except (FlatError, OSError) as error:
                 log.warning("the register of workers could not be reached: %s", error)
             await self.clock.sleep_until(self.clock.now() + self.lease_seconds / 3)

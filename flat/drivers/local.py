@@ -15,7 +15,17 @@ import anyio
 
 from flat.backends.protocols import Signal
 from flat.core.advance import Advance, Turn, advance
-from flat.core.effects import AwaitSignal, CallAgent, Effect, RunAction, RunHook, RunTool, Sleep, instance_of
+from flat.core.effects import (
+    AwaitSignal,
+    CallAgent,
+    Effect,
+    RunAction,
+    RunHook,
+    RunTool,
+    Sleep,
+    StartChild,
+    instance_of,
+)
 from flat.core.events import Cancelled, Done, Event, Failed, Resumed, Started
 from flat.core.failure import Failure
 from flat.core.program import Program
@@ -34,6 +44,7 @@ from flat.hooks import Observers
 
 LONE: frozenset[type] = frozenset({CallAgent, RunAction, RunHook, RunTool, Sleep})
 """Effects that are simply awaited."""
+UNDER_WAY = ("running", "waiting")
 
 
 @dataclass
@@ -65,6 +76,10 @@ class Drive:
     """What is yet to be done of a run that paused or parked."""
     consume: tuple[str, ...] = ()
     """Signals that the next commit takes out of their channels."""
+    held: dict[str, Held] = field(default_factory=dict)
+    """What is answered from outside, by effect: signals, and children that wait."""
+    asked: dict[str, StartChild | AwaitSignal] = field(default_factory=dict)
+    """The effects of what is held, or may come to be."""
     _cancel: anyio.CancelScope | None = None
     _cancel_reason: str | None = None
     _turn: Turn | None = None
@@ -148,33 +163,34 @@ class Drive:
         while True:
             if alone and not (step.launched or step.said):
                 step = await self._unwatched(step, lone)
-            if step.effects and type(step.effects[0]) is AwaitSignal:
-                step = await self._looked(step)
+            if step.effects and (type(step.effects[0]) is AwaitSignal or len(step.effects) > 1):
+                step = await self.looked(step)
+            if self.held:
+                step = await Together(self).tended(step)
             if not alone or step.launched or step.said:
                 await self.keep(step)
             snapshot, effects = step.snapshot, step.effects
-            if not effects:
+            if not effects and not (self.held and snapshot.status in UNDER_WAY):
                 return self._stopped(step)
             if self.pause is not None and self.pause():
                 self.rest = step
                 return snapshot
-            effect = effects[0]
-            if len(effects) == 1 and type(effect) is AwaitSignal:
+            effect = effects[0] if effects else None
+            if len(effects) == 1 and type(effect) is AwaitSignal and not self.held:
                 got = await self.received(effect, step)
-                if got is None and not effect.patient:
-                    got = self._nothing(effect, step)
                 if got is None:
                     self.waiting_on, self.rest = (effect.channel,), step
                     return self._stopped(step)
                 step = got
                 continue
-            if len(effects) > 1 or type(effect) not in lone:
+            if effect is None or len(effects) > 1 or type(effect) not in lone:
                 before = step
                 try:
                     step, over = await Together(self).run(step)
                 except BaseExceptionGroup as group:
                     raise cause_of(group) from None
                 if over:
+                    self.held.clear()
                     self.rest = before if step.snapshot is before.snapshot else None
                     return self._stopped(step)
                 continue
@@ -203,18 +219,19 @@ class Drive:
             self.snapshot = step.snapshot
         return step
 
-    async def _looked(self, step: Advance) -> Advance:
-        """What a step leads to that only looks for signals where there are none: that needs no commit of its own."""
-        while (
-            len(step.effects) == 1 and isinstance(look := step.effects[0], AwaitSignal) and not look.patient
-        ):
+    async def looked(self, step: Advance) -> Advance:
+        """What a step leads to that only looks for signals: where there are none, that needs no commit of its own."""
+        while (look := look_of(step.effects)) is not None:
             if self.before_look is not None:
                 await self.before_look()
+            got = None
             if self.keeper is not None and await self.keeper.store.signals(
                 look.channel, to=step.snapshot.execution_id, limit=1
             ):
-                break
-            step = joined(step, self._nothing(look, step))
+                await self.keep(step)
+                step = Advance(step.snapshot, step.effects, ())
+                got = await self.received(look, step)
+            step = joined(step, got if got is not None else self._nothing(look, step))
         return step
 
     def _nothing(self, look: AwaitSignal, step: Advance) -> Advance:
@@ -290,6 +307,11 @@ class Drive:
             self.waiting_on = ()
         self.tell.notice("stopped", step.snapshot, status=step.snapshot.status, reason=step.snapshot.reason)
         return step.snapshot
+
+
+def look_of(effects: Sequence[Effect]) -> AwaitSignal | None:
+    """The one among effects that only looks, if there is one."""
+    return next((e for e in effects if type(e) is AwaitSignal and not e.patient), None)
 
 
 def still_parked(keeper: Keeper, snapshot: Snapshot) -> bool:

@@ -7,12 +7,9 @@ Theory of operation. Taken is whoever is `ready` (queued, or parked with a signa
 takes), and whoever is *stranded*: somebody drove it, and that somebody's lease has ended. What keeps two workers from
 running the same execution is its lease and nothing else. A look into the store gives hints, which may be stale.
 
-Hundreds of workers must not fight for the oldest execution. A look brings a page of them. As the register says how many
-workers there are, each prefers its own share of the page, by a hash of the ids; it takes of the others' only when its
-own is not enough. Pages grow while many attempts are lost all the same, and shrink to what is needed when nobody else
-is there, so that a lone worker keeps the order of the queue. What another one is seen to own is not tried. Idle workers
-sleep until the store wakes them, or a poll is due; both at slightly different moments for each. Looking for stranded
-executions is a *sweep*, and costs more; the more workers there are, the more seldom each of them sweeps.
+Hundreds of workers must not fight for the oldest execution: how they share what is there is said in `drivers.page`.
+Idle workers sleep until the store wakes them, or a poll is due; both at slightly different moments for each. Looking
+for stranded executions is a *sweep*, and costs more; the more workers there are, the more seldom each of them sweeps.
 
 A worker that is told to stop takes nothing more. Runs pause after the step in hand, which is stored, and are queued for
 the others. What is not done within the grace is broken off, and taken up by others like after a crash.
@@ -25,11 +22,10 @@ from __future__ import annotations
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
-from zlib import crc32
 
 import anyio
 from anyio.abc import TaskGroup
@@ -39,9 +35,10 @@ from flat.backends.protocols import Execution, Owner
 from flat.backends.triggers import NoOpTrigger, TriggerBackend, Woken
 from flat.backends.work import RegistrationBackend
 from flat.core.snapshot import FINISHED
-from flat.drivers.dispatch import PAGE, TIMER_PAUSE, Declined, Dispatcher, Report, Trouble
+from flat.drivers.dispatch import TIMER_PAUSE, Declined, Dispatcher, Report, Trouble
 from flat.drivers.fleet import Fleet
-from flat.drivers.stranded import bury, count_death, forget_deaths, is_buried, put_back
+from flat.drivers.page import Page
+from flat.drivers.stranded import bury, count_death, forget_deaths, is_buried, put_back, stranded_in
 from flat.errors import BackendError, ExecutionBusy, ExecutionNotFound, StaleSnapshot
 
 log = logging.getLogger("flat")
@@ -52,14 +49,8 @@ JITTER = 0.5
 """Pauses are longer or shorter by up to this share of themselves."""
 SPREAD_PER_WORKER, LONGEST_SPREAD = 0.002, 0.5
 """Seconds, for each worker there is and at most, over which those who are woken together spread their looks."""
-MANY_LOST, FEW_LOST = 0.25, 0.05
-"""Shares of lost attempts at which pages become longer, or shorter."""
-STALE_AFTER = 1.0
-"""Seconds after which what is left of a page is looked up again."""
 HELD_PAUSE = 1.0
 """Seconds after which to look again for what is ready, and held by others."""
-ORPHAN_AFTER = 60.0
-"""Seconds after which a launched execution that nobody has begun with is stranded."""
 SHOWN = 20
 """So many executions are named in the register as being run."""
 
@@ -96,16 +87,9 @@ class Worker(Dispatcher):
     tally: Tally = field(default_factory=Tally, init=False)
     stopping: bool = field(default=False, init=False)
     _running: dict[str, Execution] = field(default_factory=dict, init=False, repr=False)
-    _page: deque[Execution] = field(default_factory=deque, init=False, repr=False)
-    _page_at: float = field(default=0.0, init=False, repr=False)
+    _page: Page = field(init=False, repr=False)
     _stranded: deque[Execution] = field(default_factory=deque, init=False, repr=False)
     _set_aside: set[tuple[str, int]] = field(default_factory=set, init=False, repr=False)
-    _reach: float = field(default=1.0, init=False, repr=False)
-    """How many times longer a page is than what is taken out of it."""
-    _foreign: int = field(default=0, init=False, repr=False)
-    """How many on the last page others were driving."""
-    _tries: int = field(default=0, init=False, repr=False)
-    _lost: int = field(default=0, init=False, repr=False)
     _sweep_at: float = field(default=0.0, init=False, repr=False)
     _bell: anyio.Event = field(default_factory=anyio.Event, init=False, repr=False)
     _stopped: anyio.Event = field(default_factory=anyio.Event, init=False, repr=False)
@@ -165,9 +149,8 @@ class Worker(Dispatcher):
                 finally:
                     beside.cancel_scope.cancel()
                     with anyio.CancelScope(shield=True):
-                        with suppress(
-                            BackendError, OSError
-                        ):  # those whom it holds are stranded when we have ended
+                        # Those whom a store that is away holds are stranded when we have ended.
+                        with suppress(BackendError, OSError):
                             await self._queue_dropped()
                         await self._fleet.leave(self.tally.ran)
         return self.tally
@@ -199,12 +182,12 @@ class Worker(Dispatcher):
         took, look_at = 0, None
         while took < free and self._stranded:
             took += self._begin(self._stranded.popleft(), runs, stranded=True)
-        if took < free and self._page and now - self._page_at > STALE_AFTER:
-            self._page.clear()
+        if took < free:
+            self._page.forget_stale(now)
         if took < free and not self._page:
             look_at = await self._look(free - took)
         while took < free and self._page:
-            took += self._begin(self._page.popleft(), runs)
+            took += self._begin(self._page.take(), runs)
         return took, look_at
 
     def _begin(self, execution: Execution, runs: TaskGroup, *, stranded: bool = False) -> bool:
@@ -218,7 +201,7 @@ class Worker(Dispatcher):
         """Wait until a run has ended, somebody wakes us, or it is time to look."""
         now = self.clock.now()
         # Those that others hold may have stored their wait, and not yet have given up the lease.
-        pause = min(self.poll_interval, HELD_PAUSE) if self._foreign else self.poll_interval
+        pause = min(self.poll_interval, HELD_PAUSE) if self._page.foreign else self.poll_interval
         until = min(now + self._about(pause), self._sweep_at)
         for moment in (look_at, await self._next_timer(now)):
             until = until if moment is None else min(until, max(moment, now))
@@ -238,7 +221,7 @@ class Worker(Dispatcher):
         if len(self._running) >= self.concurrency:
             return None
         try:
-            most = len(self._troubles) + self._foreign + 8
+            most = len(self._troubles) + self._page.foreign + 8
             for execution in await self.store.ready(now=now + self.poll_interval, limit=most):
                 if execution.wake_at is not None and execution.wake_at > now:
                     return execution.wake_at + self._spread()
@@ -277,10 +260,9 @@ class Worker(Dispatcher):
     async def _look(self, wanted: int) -> float | None:
         """Fill the page. Gives when to look again for those that are put off."""
         report = Report()
-        await self._adapt()
-        few = max(wanted, self.concurrency)
-        reach = min(PAGE, round(few * self._fleet.workers * self._reach))
-        limit = reach + self._foreign + len(self._troubles) + len(self._running)
+        await self._page.adapt()
+        beside = self._page.foreign + len(self._troubles) + len(self._running)
+        limit = self._page.length(wanted) + beside
         before = frozenset(self._running) | frozenset(self._just_resumed)
         self.tally.looks += 1
         found = await self.store.ready(now=self.clock.now(), limit=limit)
@@ -288,11 +270,10 @@ class Worker(Dispatcher):
         self._just_resumed -= before - here
         if len(found) < limit:
             self._troubles = {id_: t for id_, t in self._troubles.items() if id_ in here}
-        open_ = [e for e in found if e.owner is None and e.execution_id not in self._running]
-        self._foreign = sum(e.owner is not None and e.execution_id not in self._running for e in found)
-        wanted_ones = [e for e in open_ if await self._wanted(e, before, report)]
+        free = self._page.open_of(found, self._running)
+        wanted_ones = [e for e in free if await self._wanted(e, before, report)]
         await self._share(wanted_ones, () if len(found) < limit else await self._tail(wanted_ones), report)
-        self._page, self._page_at = deque(self._share_of(wanted_ones, few, wanted)), self.clock.now()
+        self._page.fill(wanted_ones, wanted, self.clock.now())
         self._tell(report)
         busy = self._running.keys() | self._given_up
         return min((t.not_before for id_, t in self._troubles.items() if id_ not in busy), default=None)
@@ -308,33 +289,6 @@ class Worker(Dispatcher):
         self._just_resumed.discard(name)
         return wanted
 
-    def _share_of(self, found: Sequence[Execution], few: int, wanted: int) -> list[Execution]:
-        """So many of these as it takes, those first that no other worker prefers."""
-        if self._fleet.workers == 1:
-            if len(found) <= few or self._reach == 1.0:
-                return list(found[:few])
-            chosen = set(self.random.sample(range(len(found)), few))
-            return [e for number, e in enumerate(found) if number in chosen]
-        mine: list[Execution] = []
-        others: list[Execution] = []
-        for e in found:
-            is_mine = crc32(e.execution_id.encode(errors="replace")) % self._fleet.workers == self._fleet.rank
-            (mine if is_mine else others).append(e)
-        missing = max(0, min(wanted - len(mine), len(others)))
-        return [*mine[:few], *self.random.sample(others, missing)]
-
-    async def _adapt(self) -> None:
-        """Make pages longer when many attempts were lost to others, and shorter when hardly any was."""
-        if self._tries < self.concurrency // 2 + 1:
-            return
-        share = self._lost / self._tries
-        if share > MANY_LOST:
-            self._reach = min(self._reach * 2, max(1.0, PAGE / self.concurrency))
-            await self._fleet.count()
-        elif share < FEW_LOST:
-            self._reach = max(self._reach / 2, 1.0)
-        self._tries = self._lost = 0
-
     async def _sweep(self) -> bool:
         """Find who is stranded. True if anybody is."""
         now = self.clock.now()
@@ -342,19 +296,7 @@ class Worker(Dispatcher):
         every = self.lease_seconds / SWEEPS_PER_LEASE * self._fleet.workers
         self._sweep_at = now + self._about(every)
         self.tally.sweeps += 1
-        held: dict[str, list[Execution]] = {}
-        found: list[Execution] = []
-        rows = [e async for e in self.store.find(status="running")]
-        rows += [e for e in await self.store.ready(now=now, limit=PAGE) if e.owner is not None]
-        for execution in rows:
-            if execution.owner is None:
-                if execution.seq == 0 and execution.updated_at < now - ORPHAN_AFTER:
-                    found.append(execution)
-            elif execution.owner != self.owner.owner:
-                held.setdefault(execution.owner, []).append(execution)
-        for theirs in held.values():  # a lease ends for all that its owner has
-            if await self.store.abandoned(theirs[0].execution_id, now=now):
-                found += theirs
+        found = await stranded_in(self.store, self.owner, now)
         ids = {e.execution_id for e in found} | self._running.keys()
         found = [e for e in found if e.parent not in ids and (e.execution_id, e.token) not in self._set_aside]
         found = [e for e in found if e.execution_id not in self._running and self._is_due(e)]
@@ -400,7 +342,7 @@ class Worker(Dispatcher):
     async def _still_there(self, execution: Execution) -> bool:
         """Whether it is as it was when it was looked up. That costs less than losing it at the lease."""
         row = await self.store.get(execution.execution_id)
-        self._tries += 1
+        self._page.tried()
         if row is not None and (row.seq, row.token, row.owner, row.status) == (
             execution.seq, execution.token, execution.owner, execution.status
         ):  # fmt: skip
@@ -409,7 +351,7 @@ class Worker(Dispatcher):
         return False
 
     def _is_lost(self) -> None:
-        self._lost += 1
+        self._page.lost()
         self.tally.lost += 1
 
     async def _taken_over(self, execution: Execution, report: Report) -> bool:
@@ -430,7 +372,7 @@ class Worker(Dispatcher):
         times = await count_death(self.store, execution, now)
         row = await self.store.get(name)
         if row is None or row.status in FINISHED:
-            # Another one has finished it meanwhile, and may have forgotten the deaths before we counted this one.
+            # Another one has taken it over and finished it, and may have forgotten the deaths before we counted.
             await forget_deaths(self.store, name)
             self._is_lost()
             return False
@@ -472,20 +414,20 @@ class Worker(Dispatcher):
 
     async def _hand_back(self, execution: Execution) -> None:
         """Queue an execution that paused, and its children that did."""
-        if execution.status == "running" and execution.owner is None:
-            try:
-                await put_back(
-                    self.store,
-                    execution.execution_id,
-                    self.owner,
-                    now=self.clock.now(),
-                    ttl=self.lease_seconds,
-                )
-            except (ExecutionBusy, ExecutionNotFound, StaleSnapshot):
-                return  # somebody has it already
+        paused = execution.status == "running" and execution.owner is None
+        if paused and not await self._put_back(execution.execution_id):
+            return
         if execution.status not in FINISHED:
             async for child in self.store.find(parent=execution.execution_id):
                 await self._hand_back(child)
+
+    async def _put_back(self, name: str) -> bool:
+        """Queue one. False if somebody has it already."""
+        try:
+            await put_back(self.store, name, self.owner, now=self.clock.now(), ttl=self.lease_seconds)
+        except (ExecutionBusy, ExecutionNotFound, StaleSnapshot):
+            return False
+        return True
 
     def _broke(self, name: str, error: BaseException) -> None:
         if isinstance(error, BackendError | OSError):
@@ -505,14 +447,12 @@ class Worker(Dispatcher):
         if row.status == "running" and row.owner in (None, self.owner.owner):
             if row.execution_id in self._running:
                 return
-            report, now = Report(), self.clock.now()
+            report = Report()
             if not await self._outlived(row, report):
                 self._tell(report)
                 return
-            try:
-                await put_back(self.store, row.execution_id, self.owner, now=now, ttl=self.lease_seconds)
-            except (ExecutionBusy, ExecutionNotFound, StaleSnapshot):
-                return  # somebody has it already
+            if not await self._put_back(row.execution_id):
+                return
         if row.status not in FINISHED:
             async for child in self.store.find(parent=row.execution_id):
                 await self._queue_family(child)
@@ -534,6 +474,7 @@ class Worker(Dispatcher):
 
     async def _enter(self) -> None:
         self._fleet = Fleet(self.owner, self.clock, self.lease_seconds, self.name)
+        self._page = Page(self._fleet, self.concurrency, self.random)
         if self.register is None:
             return
         await self._fleet.enter(self.register())

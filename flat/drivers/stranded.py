@@ -1,4 +1,4 @@
-"""Executions whose worker died: what is known of such deaths, and how one is put back in the queue or set aside.
+"""Executions whose worker died: which they are, what is known of such deaths, and how one is queued or set aside.
 
 Theory of operation. *Queued* is an execution that waits for nothing but a moment that has come: `waiting`, on no
 channel, with a due `wake_at`. So whoever asks the store for what is `ready` finds it, oldest first, and nothing else is
@@ -24,9 +24,12 @@ from flat.bindings import standard_types
 from flat.core.advance import stopped
 from flat.core.codec import Codec
 from flat.core.snapshot import FINISHED
+from flat.drivers.dispatch import PAGE
 from flat.drivers.keeper import rebuilt, take_up
 
 CHANNEL = "flat/deaths/"
+ORPHAN_AFTER = 60.0
+"""Seconds after which a launched execution that nobody has begun with is stranded."""
 DEEPEST = 16
 """Generations of children that are looked at to tell whether anything was achieved."""
 _PLAIN = Codec(standard_types(), opaque=True)
@@ -44,6 +47,24 @@ def is_queued(execution: Execution) -> bool:
 def is_buried(execution: Execution) -> bool:
     """Whether it was set aside, because it took its workers with it."""
     return execution.status == "waiting" and execution.channels == (deaths_channel(execution.execution_id),)
+
+
+async def stranded_in(store: CheckpointStore, owner: Owner, now: float) -> list[Execution]:
+    """Those whose driver's lease has ended, save `owner`'s own, and those launched with whom nobody has begun."""
+    rows = [e async for e in store.find(status="running")]
+    rows += [e for e in await store.ready(now=now, limit=PAGE) if e.owner is not None]
+    held: dict[str, list[Execution]] = {}
+    found: list[Execution] = []
+    for execution in rows:
+        if execution.owner is None:
+            if execution.seq == 0 and execution.updated_at < now - ORPHAN_AFTER:
+                found.append(execution)
+        elif execution.owner != owner.owner:
+            held.setdefault(execution.owner, []).append(execution)
+    for theirs in held.values():  # a lease ends for all that its owner has
+        if await store.abandoned(theirs[0].execution_id, now=now):
+            found += theirs
+    return found
 
 
 async def count_death(store: CheckpointStore, execution: Execution, now: float) -> int:

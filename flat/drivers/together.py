@@ -3,7 +3,7 @@
 Each has a task and a cancel scope of its own, which ends when the execution no longer waits for it. Their results are
 handled as they come, all that are there in one commit. What is answered from outside (a signal, a child that waits) is
 *held*: when nothing but that is left, the execution is parked, and then looked at once more, so that no sender can have
-missed it.
+missed it. Whoever asked for a child that waits, and is not patient, is told, and goes on while the child is held.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 
 from flat.core.advance import Advance, advance, advance_all
 from flat.core.effects import AwaitSignal, CallAgent, Effect, StartChild, child_channel, child_id, instance_of
-from flat.core.events import Done, Failed, Limited, Parked
+from flat.core.events import Done, Failed, Limited, Parked, Waits
 from flat.core.failure import Failure
 from flat.core.snapshot import Snapshot
 from flat.drivers.family import Held
@@ -39,57 +39,63 @@ class Together:
     def __init__(self, drive: Drive) -> None:
         self.drive = drive
         self.running: dict[str, anyio.CancelScope] = {}
-        self.held: dict[str, Held] = {}
-        self.asked: dict[str, Effect] = {}
-        self.send, self.receive = anyio.create_memory_object_stream[Outcome](math.inf)
+        self.held, self.asked = drive.held, drive.asked
 
     async def run(self, step: Advance) -> tuple[Advance, bool]:
         """The last step, and whether the run is over with it: parked, or stopped by a limit."""
+        self.send, self.receive = anyio.create_memory_object_stream[Outcome](math.inf)
         with self.send, self.receive:
             async with anyio.create_task_group() as self.group:
                 self._start(step.effects, step.snapshot)
-                step, over = await self._rounds(started(step))
-            if not over:
-                self._taken(step, _now_there(self.receive))
-                await self._end_unwanted(step.snapshot)
-        return step, over
+                if not self.running:
+                    return await self._at_rest(started(step))
+                step = await self._rounds(started(step))
+            self._taken(step, _now_there(self.receive))
+            await self._end_unwanted(step.snapshot)
+            for gone in self.asked.keys() - self.held.keys():
+                del self.asked[gone]
+        return step, False
 
-    async def _rounds(self, step: Advance) -> tuple[Advance, bool]:
-        drive = self.drive
-        while self.running or self.held:
-            if self.running:
-                step = self._taken(step, await _all_there(self.receive))
-            else:
-                if over := next((h.limited for h in self.held.values() if h.limited), ""):
-                    step = advance(drive.program, step.snapshot, Limited(over, drive.clock.now()))
-                    await drive.keep(step)
-                    return step, True
-                step = await self._parked(step)
-                got = await self._woken(step)
-                if got is None:
-                    return step, True
-                step = got
+    async def _rounds(self, step: Advance) -> Advance:
+        """Go on until nothing runs; what the last answers have asked for is not begun."""
+        drive, later = self.drive, step
+        while True:
+            step = await drive.looked(self._taken(step, await _all_there(self.receive)))
             pending = frozenset(step.snapshot.pending)
             for gone in self.running.keys() - pending:
                 self.running.pop(gone).cancel()
             await self._end_unwanted(step.snapshot)
-            if self.running or self.held:
-                await drive.keep(step)
+            if not self.running:
+                return joined(later, step)
+            await drive.keep(step)
+            if drive.pause is not None and drive.pause():
+                later = joined(later, Advance(step.snapshot, step.effects, ()))
+            else:
                 self._start(step.effects, step.snapshot)
-                step = started(step)
-        return step, False
+            step = started(step)
+
+    async def _at_rest(self, step: Advance) -> tuple[Advance, bool]:
+        """Only what is held is left: stop there, unless something has come meanwhile."""
+        drive = self.drive
+        if over := next((h.limited for h in self.held.values() if h.limited), ""):
+            step = advance(drive.program, step.snapshot, Limited(over, drive.clock.now()))
+            await drive.keep(step)
+            return step, True
+        step = await self._parked(step)
+        got = await self._woken(step)
+        return (step, True) if got is None else (got, False)
 
     # -- one effect ---------------------------------------------------------------------
 
     def _start(self, effects: Sequence[Effect], snapshot: Snapshot) -> None:
         for effect in effects:
-            if isinstance(effect, AwaitSignal):
-                self.held[effect.id] = held_signal(effect)
-            else:
-                scope = self.running[effect.id] = anyio.CancelScope()
-                self.group.start_soon(self._one, effect, scope, snapshot)
             if isinstance(effect, StartChild | AwaitSignal):
                 self.asked[effect.id] = effect
+            if isinstance(effect, AwaitSignal):
+                self.held[effect.id] = held_signal(effect)
+            elif effect.id not in self.held and effect.id not in self.running:
+                scope = self.running[effect.id] = anyio.CancelScope()
+                self.group.start_soon(self._one, effect, scope, snapshot)
 
     async def _one(self, effect: Effect, scope: anyio.CancelScope, snapshot: Snapshot) -> None:
         children = self.drive.children
@@ -141,6 +147,8 @@ class Together:
             wanted = self.running.pop(outcome.effect_id, None) is not None
             if isinstance(outcome, Held):  # kept here also when nobody wants it any more: it has to be ended
                 self.held[outcome.effect_id] = outcome
+                if wanted and (told := self._told(outcome)) is not None:
+                    events.append(told)
             elif wanted:
                 events.append(outcome)
         steps, program = [step], self.drive.program
@@ -148,12 +156,31 @@ class Together:
             steps.append(advance_all(program, steps[-1].snapshot, tuple(of_one)))
         return joined(*steps)
 
+    def _told(self, held: Held) -> Done | None:
+        """What whoever is not patient is told of a child that waits."""
+        asked = self.asked.get(held.effect_id)
+        if not isinstance(asked, StartChild) or asked.patient or held.limited:
+            return None
+        return Done(
+            held.effect_id, Waits(reason=held.reason, channels=held.waiting_on), self.drive.clock.now()
+        )
+
     async def _end_unwanted(self, snapshot: Snapshot) -> None:
         """Let go of what is held and pending no more; a child that waits would wait for ever."""
         for gone in self.held.keys() - frozenset(snapshot.pending):
             del self.held[gone]
             if isinstance(child := self.asked.get(gone), StartChild) and self.drive.children is not None:
                 await self.drive.children.end(child, snapshot, UNWANTED)
+
+    async def tended(self, step: Advance) -> Advance:
+        """The step, with the children that have ended meanwhile; what nobody waits for any more is let go."""
+        await self._end_unwanted(step.snapshot)
+        for one in tuple(self.held.values()):
+            child = self.asked.get(one.effect_id)
+            if isinstance(child, StartChild) and await self._worth_another_look(one):
+                del self.held[one.effect_id]
+                step = step._replace(effects=(*step.effects, child))
+        return step
 
     # -- parking -----------------------------------------------------------------------------
 

@@ -13,6 +13,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flat.errors import CallRefused, CharterError, CharterMismatch, StateError, TreeError
+    from flat.runtime.tree_steps import (
+        MachineStep,
+        RunOptions,
+    )
+    from flat.runtime.treeload import (
+        tree_machine,
+    )
+    from flat.runtime.trees import (
+        CommandRun,
+        create_machine,
+        deserialize_machine,
+        open_machine,
+        run_command,
+        run_machine,
+        run_machine_sync,
+        run_machine_to_completion,
+        serialize_machine,
+    )
+    from flat.runtime.trees import TreeMachine as Machine
     from flat.tree.apply import Applied, applied, apply_changes, replayed, start_tree
     from flat.tree.calls import Caller, CallOutcome, PipelineResult, ToolCall, run_call, run_tool_pipeline
     from flat.tree.changes import (
@@ -215,7 +234,15 @@ _HOMES = {
         "CodeTransition GeneralTransition SerialTransition Transition create_transition "
         "transition transition_has_arguments"
     ),
+    "flat.runtime.tree_steps": "MachineStep RunOptions",
+    "flat.runtime.treeload": "tree_machine",
+    "flat.runtime.trees": (
+        "CommandRun create_machine deserialize_machine open_machine run_command run_machine "
+        "run_machine_sync run_machine_to_completion serialize_machine"
+    ),
 }
+"""What runs a tree (`flat.runtime`) is above this package, which knows nothing of it; for those who write trees it is
+one thing."""
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
@@ -239,6 +266,7 @@ __all__ = [
     "CommandInfo",
     "CommandOutcome",
     "CommandResult",
+    "CommandRun",
     "Ctx",
     "Executor",
     "ExecutorConfig",
@@ -246,7 +274,9 @@ __all__ = [
     "ExternalScope",
     "GeneralTransition",
     "Instance",
+    "Machine",
     "MachineContract",
+    "MachineStep",
     "MachineTool",
     "MachineUse",
     "Message",
@@ -266,6 +296,7 @@ __all__ = [
     "Ref",
     "ResumeResult",
     "Resumed",
+    "RunOptions",
     "Schema",
     "SerialTransition",
     "Source",
@@ -314,6 +345,7 @@ __all__ = [
     "create_dry_client_pack",
     "create_helpers",
     "create_instance",
+    "create_machine",
     "create_machine_contract",
     "create_node",
     "create_pack",
@@ -324,6 +356,7 @@ __all__ = [
     "deep_merge",
     "describe",
     "deserialize_instance",
+    "deserialize_machine",
     "deserialize_node",
     "digest_of",
     "ephemeral_message",
@@ -350,15 +383,21 @@ __all__ = [
     "machine_tool",
     "message_data",
     "message_from_data",
+    "open_machine",
     "perform_command",
     "replayed",
     "resolve_node_ref",
     "restore_schema_keys",
     "resume_item",
     "run_call",
+    "run_command",
+    "run_machine",
+    "run_machine_sync",
+    "run_machine_to_completion",
     "run_tool_pipeline",
     "serialize_instance",
     "serialize_instance_for_display",
+    "serialize_machine",
     "serialize_node",
     "serialize_node_for_display",
     "serialize_pack",
@@ -377,27 +416,16 @@ __all__ = [
     "transition",
     "transition_has_arguments",
     "transition_to",
+    "tree_machine",
     "user_message",
 ]
-
-
-_HOMES_ABOVE = {
-    "flat.runtime.trees": (
-        "create_machine deserialize_machine open_machine run_command run_machine run_machine_sync "
-        "run_machine_to_completion serialize_machine CommandRun"
-    ),
-    "flat.runtime.tree_steps": "MachineStep RunOptions",
-    "flat.runtime.treeload": "tree_machine",
-}
-"""What runs a tree is above this package, which knows nothing of it; for those who write trees it is one thing."""
-_ON_THE_ENGINE = {name: home for home, names in _HOMES_ABOVE.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
     if name == "Machine":  # `flat.Machine` is a machine of either kind, ready to run; here it is a session
         return importlib.import_module("flat.runtime.trees").TreeMachine
     try:
-        home = _HOME_OF.get(name) or _ON_THE_ENGINE[name]
+        home = _HOME_OF[name]
     except KeyError:
         raise AttributeError(f"module 'flat.tree' has no attribute {name!r}") from None
     value = getattr(importlib.import_module(home), name)

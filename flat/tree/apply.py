@@ -200,6 +200,18 @@ def check_resume(instance: Instance[Any], change: Resumed) -> None:
         )
 
 
+def check_resumable(instance: Instance[Any]) -> None:
+    """Refuse that somebody resumes what waits for a machine that it has called."""
+    info = instance.suspended
+    if info is not None and info.execution_id is not None:
+        channels = ", ".join((info.metadata or {}).get("channels", ()))
+        raise CallRefused(
+            "waits_for_machine",
+            f'"{instance.node.label}" ({instance.id}) goes on when the machine that it has called is done; '
+            f"answer that one: execution {info.execution_id}, on {channels or 'none of its channels'}",
+        )
+
+
 def start_tree(charter: Charter, root: Instance[Any]) -> Instance[Any]:
     """A tree ready to run under a charter: states validated and kept, packs hoisted, invariants checked."""
     return prepared(root, charter.known_packs)

@@ -94,6 +94,9 @@ class SuspendInfo:
     """A signal channel other than the usual one."""
     timeout: float | None = None
     on_timeout: str = "keep"
+    execution_id: str | None = None
+    """The execution that it waits for, which waits itself: the instance has called that machine, and only what comes
+    of it resumes the instance. What is below the instance goes on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +132,7 @@ _WIRE = {
     "suspend_id": "suspendId",
     "suspended_at": "suspendedAt",
     "on_timeout": "onTimeout",
+    "execution_id": "executionId",
 }
 _FIELDS = {wire: name for name, wire in _WIRE.items()}
 _ALWAYS = frozenset({"patch", "children", "reason", "suspend_id"})

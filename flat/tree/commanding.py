@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from flat.core.op import UNSET
 from flat.errors import CallRefused, StateError, TreeError, did_you_mean
-from flat.tree.apply import apply_changes, check_resume
+from flat.tree.apply import apply_changes, check_resumable, check_resume
 from flat.tree.calls import awaited, pack_draft, written
 from flat.tree.changes import Ceded, Change, Resumed, StatePatch
 from flat.tree.charter import Charter
@@ -134,6 +134,7 @@ async def _node_command(
             instance_id=instance.id, payload=UNSET if result.payload is UNSET else result.payload
         )
         if instance.suspended is not None:
+            check_resumable(instance)
             check_resume(instance, resumed)
             changes = (*changes, resumed)
         return CommandOutcome(success=True, changes=changes)

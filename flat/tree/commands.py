@@ -15,21 +15,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Generic, overload
-
-from typing_extensions import ParamSpec, TypeVar
+from typing import Any, overload
 
 from flat.core.op import UNSET
 from flat.errors import CharterError
 from flat.tree.context import StateContext
 from flat.tree.messages import Message
 from flat.tree.naming import same_name
-from flat.tree.schema import JsonObject, Schema, as_schema
-from flat.tree.signature import Signature, calling_frame, read_signature
-from flat.tree.tools import doubt_policy, positional_count
-
-P = ParamSpec("P", default=...)
-R = TypeVar("R", default=Any)
+from flat.tree.operation import Operation, P, R
+from flat.tree.schema import JsonObject
+from flat.tree.signature import Signature, decorated, read_signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +52,14 @@ def command_resume(payload: Any = UNSET) -> ResumeResult:
     return ResumeResult(payload)
 
 
-class Command(Generic[P, R]):
+class Command(Operation[P, R]):
     """A named operation. Made by `@command`, or from a schema and a function of `(input, ctx)`.
 
     `in_doubt` says what happens when the process died while it ran, as for tools: it has failed, unless it is declared
     `safe`, that is, does nothing but change the tree, and then it is run again.
     """
+
+    kind = "command"
 
     def __init__(
         self,
@@ -75,29 +72,9 @@ class Command(Generic[P, R]):
         in_doubt: str | None = None,
         signature: Signature[Any] | None = None,
     ) -> None:
-        if execute is None:
-            raise CharterError(
-                "incomplete", f'command "{name}": `execute` is missing; give the function that it runs'
-            )
-        self.name, self.description, self.execute, self.signature = name, description, execute, signature
-        self.in_doubt = doubt_policy(in_doubt, safe, f'command "{name}"')
-        self.schema: Schema[Any] = (
-            signature.arguments if signature else as_schema(input_schema or {"type": "object"})
+        super().__init__(
+            name, description, input_schema, execute, safe=safe, in_doubt=in_doubt, signature=signature
         )
-        self._takes_context = signature is None and positional_count(execute) >= 2
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        result: R = self.execute(*args, **kwargs)
-        return result
-
-    def __repr__(self) -> str:
-        return f"Command({self.name!r})"
-
-    def invoke(self, value: Any, context: Any) -> Any:
-        """Call the function with a parsed input. May return an awaitable."""
-        if self.signature is not None:
-            return self.signature.call(value, {"ctx": context})
-        return self.execute(value, context) if self._takes_context else self.execute(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +99,7 @@ def command(
 ) -> Callable[[Callable[P, R]], Command[P, R]]: ...
 def command(first: Any = None, /, **options: Any) -> Any:
     """Make a command of a function: `@command` or `@command("what it does")`."""
-    if callable(first):
-        return command_of(first, calling_frame(1))
-
-    def decorate(fn: Callable[..., Any]) -> Command[..., Any]:
-        return command_of(fn, calling_frame(1), description=first, **options)
-
-    return decorate
+    return decorated(command_of, first, options)
 
 
 def command_of(

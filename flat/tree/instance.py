@@ -88,6 +88,14 @@ class Instance(Generic[S]):
     def is_worker(self) -> bool:
         return self.node.worker
 
+    @property
+    def halted(self) -> bool:
+        """Whether it waits and all below it, too: it does for a person, not for a machine that it has called."""
+        return self.suspended is not None and self.suspended.execution_id is None
+
+    def waits_for(self, suspend_id: str) -> bool:
+        return self.suspended is not None and self.suspended.suspend_id == suspend_id
+
 
 AnyInstance: TypeAlias = Instance[Any]
 
@@ -117,17 +125,18 @@ class ActiveLeaf:
 
 
 def active_leaves(root: Instance[Any]) -> list[ActiveLeaf]:
-    """The instances that may run, depth first: not suspended, below nothing suspended, without foreground child."""
+    """The instances that may run, depth first: not suspended, below nothing halted, without foreground child."""
     return list(_active(root, (), ()))
 
 
 def _active(
     instance: Instance[Any], path: tuple[Instance[Any], ...], index: tuple[int, ...]
 ) -> Iterator[ActiveLeaf]:
-    if instance.suspended is not None:
+    waits = instance.suspended
+    if waits is not None and waits.execution_id is None:
         return
     path = (*path, instance)
-    if all(child.background for child in instance.children):
+    if waits is None and all(child.background for child in instance.children):
         yield ActiveLeaf(path, index)
     for position, child in enumerate(instance.children):
         yield from _active(child, path, (*index, position))
@@ -255,6 +264,14 @@ def updated(
 def clear_suspension(instance: Instance[Any]) -> Instance[Any]:
     """A copy that does not wait."""
     return instance.having(suspended=None)
+
+
+def without_calls(root: Instance[Any]) -> Instance[Any]:
+    """The tree as another execution begins with it, which has called no machines."""
+    for instance in suspended_instances(root):
+        if not instance.halted:
+            root = updated(root, instance.id, clear_suspension)
+    return root
 
 
 def hoisted(root: Instance[Any], id: str, known: Mapping[str, Pack[Any]]) -> Instance[Any]:

@@ -21,7 +21,7 @@ from flat.tree.charter import Charter
 from flat.tree.commanding import CommandOutcome, perform_command
 from flat.tree.description import digest_of
 from flat.tree.executor import effective_config
-from flat.tree.instance import Instance, get_path
+from flat.tree.instance import Instance, get_path, without_calls
 from flat.tree.messages import Message, message_data
 from flat.tree.node import Node
 from flat.tree.prompt import SystemPrompt, system_prompt
@@ -130,7 +130,7 @@ class TreeBinding:
 
     def started(self, root: Instance[Any]) -> Mapping[str, Any]:
         """The tree that an execution is born with, as data. Raises `TreeError` when it cannot be one."""
-        return serialize_instance(start_tree(self.charter, root), self.charter)
+        return serialize_instance(start_tree(self.charter, without_calls(root)), self.charter)
 
     def tree(self, data: Mapping[str, Any]) -> Instance[Any]:
         """A live view of a tree, for those who do not change it. The data is not to change either."""

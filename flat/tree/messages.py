@@ -284,11 +284,6 @@ def is_ephemeral_message(message: Message) -> bool:
     return message.role == "ephemeral"
 
 
-def starts_inference(message: Message) -> bool:
-    """Whether the message alone is reason enough to ask the model."""
-    return message.role == "user" and not message.metadata.silent
-
-
 def is_command(data: Any) -> bool:
     """Whether plain data is the invocation of a command."""
     return isinstance(data, Mapping) and data.get("type") == "command" and isinstance(data.get("name"), str)

@@ -8,9 +8,10 @@ its log the messages. A visit of the node begins with what has come in, and goes
                        └──────────> wait                              └──> closed
 
 `drain` takes messages, commands and resumes; `begin` says who runs; in `think` every leaf asks its model, and in
-`act` each makes its calls; `look` fetches what was sent meanwhile; `settle` writes the step. A phase gives the name of
-the next one, or an answer for the engine: effects to wait for, or the end. Everything here is pure. The author's code
-that decides without doing (schemas, prompts) is called in place; what may do something is an effect.
+`act` each makes its calls; `look` fetches what was sent meanwhile; `settle` writes the step. A leaf whose machine waits
+is in no step until that is done (`flat.tree.run_called`). A phase gives the name of the next one, or an answer for the
+engine: effects to wait for, or the end. Everything here is pure. The author's code that decides without doing (schemas,
+prompts) is called in place; what may do something is an effect.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from flat.tree.description import digest_of
 from flat.tree.executor import StandardExecutor
 from flat.tree.lower import TreeBinding
 from flat.tree.run_act import act, acted, begin, look, looked, think, thought
+from flat.tree.run_called import again, answered
 from flat.tree.run_external import hydrate_effect, hydrated, record_effect, recorded
 from flat.tree.run_intake import MAX_STEPS, command_effect, commanded, drain, entered, wait, woken
 from flat.tree.run_settle import finish, settle
@@ -108,10 +110,13 @@ class TreeRun:
     def start(self, here: View) -> Answer:
         """Enter the node; or, after a restart, ask again for what is unanswered."""
         work = Work(self, here)
+        work.beside += again(work)
         return go(work, work.local["stage"] if here.local is not None else "entered")
 
     def resume(self, here: View, event: Done | Failed) -> Answer:
         work = Work(self, here)
+        if event.effect_id in work.called:
+            return go(work, answered(work, event))
         return go(work, RESUMED[work.local["stage"]](work, event))
 
 

@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from flat.core.effects import AwaitSignal, CallAgent, Effect, RunTool, Sleep, StartChild
-from flat.core.events import Done, Ended, Failed, Reply, Told
+from flat.core.events import Done, Ended, Failed, Reply, Told, Waits
 from flat.core.failure import Failure
 from flat.core.op import Answer
 from flat.core.strategies.retry import spread
 from flat.errors import TreeError
 from flat.tree.instance import active_leaves, suspended_instances
 from flat.tree.naming import UPDATE_STATE
+from flat.tree.run_called import back, leave, machine_lane, machine_result, take_back
 from flat.tree.run_external import hydration
 from flat.tree.run_hooks import (
     CALLS,
@@ -52,7 +53,8 @@ def begin(work: Work) -> Phase | Answer:
     wants = work.context.get("wants")
     leaves = [leaf.instance for leaf in active_leaves(root)]
     run = [leaf.id for leaf in leaves if wants is None or leaf.id in wants]
-    if not run:
+    called = back(work) if work.called else []
+    if not run and not called:
         return "finish"
     if (meeting := hydration(work)) is not None:
         return work.block(meeting)
@@ -63,6 +65,8 @@ def begin(work: Work) -> Phase | Answer:
         )
     work.set_turn(step=turn["step"] + 1, taken=turn["taken"] + 1)
     work.local = {"stage": "think", "run": run, "at": work.log_length}
+    if called:
+        take_back(work, called)
     return "think"
 
 
@@ -88,10 +92,10 @@ def ask(work: Work, lane: int) -> Effect:
     if leaf.launch:
         work.context["launches"] = True
         given = launch_input(work.data_of(leaf_id), work.turn)
-        return StartChild(work.effect_id(work.suffix(lane)), name, LAUNCHED, given)
+        return StartChild(work.effect_id(work.suffix(lane)), name, LAUNCHED, given, patient=False)
     if node.machine is not None:
         given = work.binding.node_input(work.tree, leaf_id)
-        return StartChild(work.effect_id(work.suffix(lane)), name, node.machine.program, given)
+        return StartChild(work.effect_id(work.suffix(lane)), name, node.machine.program, given, patient=False)
     attempt, until = work.local.get(f"try{lane}", (0, None))
     if (failure := work.local.get(f"err{lane}")) is not None:
         return hook_effect(work, lane, "error", (f"{ERROR}{attempt}",), work.tree, failure=failure)
@@ -132,7 +136,11 @@ def thought(work: Work, event: Done | Failed) -> Phase | Answer:
         if answer is not None:
             return answer
     elif leaf.launch or leaf.node.machine is not None:
-        local[f"lane{lane}"] = machine_lane(work, leaf_id, event)
+        value = event.value if isinstance(event, Done) else None
+        if isinstance(value, Waits) and isinstance(effect := ask(work, lane), StartChild):
+            leave(work, lane, effect, value)
+        else:
+            local[f"lane{lane}"] = machine_lane(work, leaf_id, event)
     elif isinstance(event, Failed):
         return again_or_stop(work, lane, event.failure)
     elif "pause" in event.effect_id:
@@ -162,23 +170,6 @@ def lane_data(work: Work, reply: Reply) -> dict[str, Any]:
     if reply.finish_reason is not None:
         data["finish"] = reply.finish_reason
     return data
-
-
-def machine_lane(work: Work, leaf_id: str, event: Done | Failed) -> dict[str, Any]:
-    """What a leaf cedes whose work another machine did."""
-    node = work.path(leaf_id)[-1].node
-    if isinstance(event, Failed):
-        return {"cede": f'"{node.label}" failed: {event.failure.message}'}
-    value = event.value
-    if isinstance(value, Ended):
-        work.here.spend(value.spent)
-        value = value.output
-    if work.path(leaf_id)[-1].launch:
-        return {"cede": value.get("content") if isinstance(value, Mapping) else value}
-    try:
-        return {"cede": work.binding.node_content(work.tree, leaf_id, value)}
-    except Exception as error:  # the author's own function made it
-        return {"cede": f'"{node.label}" failed: {error}'}
 
 
 def again_or_stop(work: Work, lane: int, failure: Failure) -> Answer:
@@ -234,8 +225,12 @@ def acted(work: Work, event: Done | Failed) -> Phase | Answer:
     else:
         k = int(rest[0])
         call = work.local[f"lane{lane}"]["calls"][k]
-        work.local[f"out{lane}.{k}"] = outcome(work, lane, call, event)
-        after_call(work, lane, k, call)
+        value = event.value if isinstance(event, Done) else None
+        if isinstance(value, Waits) and isinstance(effect := next_call(work, lane), StartChild):
+            leave(work, lane, effect, value, k)
+        else:
+            work.local[f"out{lane}.{k}"] = outcome(work, lane, call, event)
+            after_call(work, lane, k, call)
     following = next_call(work, lane)
     if following is not None:
         return work.block(following)
@@ -291,7 +286,7 @@ def call_effect(work: Work, lane: int, k: int, call: Data, settings: Data) -> Ef
         if "outcome" in given:
             outcome_: Data = given["outcome"]
             return outcome_
-        return StartChild(effect_id, label, machine, given["input"])
+        return StartChild(effect_id, label, machine, given["input"], patient=False)
     own = (call["name"] == UPDATE_STATE and node.externalize is None) or is_transition(call["name"])
     return RunTool(
         effect_id,
@@ -325,10 +320,7 @@ def outcome(work: Work, lane: int, call: Data, event: Done | Failed) -> Data | N
         return refusal("tool_failed", f"{call['name']} failed: {failure.message}")
     value = event.value
     if isinstance(value, Ended):
-        work.here.spend(value.spent)
-        return work.binding.machine_outcome(
-            lane_tree(work, lane), work.local["run"][lane], call, value.output
-        )
+        return machine_result(work, lane_tree(work, lane), work.local["run"][lane], call, value)
     if value is None or (isinstance(value, Mapping) and "content" in value):
         return value
     if isinstance(value, Told):
@@ -360,6 +352,8 @@ def suspensions(work: Work) -> list[tuple[str, str, str]]:
     for instance in suspended_instances(work.root):
         info = instance.suspended
         assert info is not None
+        if info.execution_id is not None:
+            continue
         usual = resume_channel(work.here.execution_id, info.suspend_id)
         for channel in (usual, *([info.channel] if info.channel else [])):
             found.append((instance.id, info.suspend_id, channel))

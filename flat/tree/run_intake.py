@@ -14,10 +14,12 @@ from flat.core.events import Done, Failed
 from flat.core.failure import Failure, failure_of
 from flat.core.op import UNSET, Answer, Raise
 from flat.errors import TreeError
+from flat.tree.apply import check_resumable
 from flat.tree.commanding import doubt_of_command
 from flat.tree.instance import Instance, active_instance, path_to, suspended_instances
 from flat.tree.messages import is_command, is_resume, message_from_data, messages_from
 from flat.tree.prompt import resumed_note
+from flat.tree.run_called import back, waiting
 from flat.tree.run_external import owned_outside, record_effect
 from flat.tree.run_work import NODE, Data, Phase, Work, as_text, full_data, told_to
 
@@ -229,9 +231,12 @@ def said(work: Work, state: dict[str, Any], item: Data) -> None:
 def outside(work: Work, state: dict[str, Any], record: Data) -> bool:
     """Apply a record from outside; True when it was refused, which is told."""
     above = _parent(work, record)
-    refused = work.change(record)
-    if refused:
-        error = refused[0][1]
+    try:
+        if record.get("kind") == "resume" and (path := work.path(str(record.get("instanceId")))):
+            check_resumable(path[-1])
+        for _, refused in work.change(record):
+            raise refused
+    except TreeError as error:
         state["refused"] = [*state["refused"], {"code": error.code, "message": error.message}]
         return True
     if above is not None:
@@ -382,7 +387,8 @@ def drained(work: Work, state: dict[str, Any]) -> Phase | Answer:
     wants = [*work.context.get("wants", ())] if mid else []
     if mid and infer:
         wants = list(dict.fromkeys([*wants, *(state["to"] or [active_instance(work.root).id])]))
-    goes_on = infer or bool(wants)
+    called = bool(work.called and back(work))
+    goes_on = infer or bool(wants) or called
     since = state["from"]
     acted = bool(state["results"] or state["resumed"] or state["refused"])
     if acted:
@@ -405,15 +411,18 @@ def drained(work: Work, state: dict[str, Any]) -> Phase | Answer:
         if work.records and not acted:  # the step that was settled just now is the last one
             work.records[-1] |= {"to": work.log_length, "done": True}
         return "finish"
-    if not infer:
+    if not infer and not called:
         if not acted:
-            work.record("end_turn", True, since)
+            work.record("awaiting_resume" if waiting(work) else "end_turn", True, since)
         return "wait"
     if turn["open"]:
         carry = turn.get("carry")
         work.set_turn(carry=since if carry is None else min(since, carry), taken=0)
         return "begin"
-    work.context.pop("wants", None)
+    if infer:
+        work.context.pop("wants", None)
+    else:  # only those run whose machines are done
+        work.context["wants"] = []
     work.set_turn(
         n=turn["n"] + 1,
         step=0,
@@ -430,12 +439,16 @@ def drained(work: Work, state: dict[str, Any]) -> Phase | Answer:
 
 def wait(work: Work) -> Answer:
     """Nothing runs: wait for the inbox, and for whatever resumes a suspended instance."""
+    if not all(work.is_called(effect_id) for effect_id in work.called):
+        return work.reenter(inbox=None)  # without the machines that nobody waits for any more
     id_, kept = work.here.execution_id, work.context.get("kept", ())
     waits: list[list[str]] = []
     effects: list[AwaitSignal] = []
     for instance in suspended_instances(work.root):
         info = instance.suspended
         assert info is not None
+        if info.execution_id is not None:  # what it waits for is pending
+            continue
         deadline = None
         if info.timeout is not None and info.suspend_id not in kept:
             deadline = _seconds(info.suspended_at) + info.timeout

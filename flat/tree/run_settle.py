@@ -8,7 +8,7 @@ when nobody goes on.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flat.core.failure import Failure
@@ -16,10 +16,11 @@ from flat.core.op import Answer
 from flat.tree.calls import CallOutcome, ToolCall, reason_of, step_messages
 from flat.tree.changes import Ceded, Change, Spawned, change_data, change_from_data
 from flat.tree.instance import Instance, active_instance, active_leaves, path_to
-from flat.tree.lower import outcome_from_data
+from flat.tree.lower import outcome_data, outcome_from_data
 from flat.tree.messages import Source, user_message
 from flat.tree.prompt import CUT_OFF_NOTE, NUDGE_NOTE
 from flat.tree.run_act import calls_of, cut_off
+from flat.tree.run_called import back, suspension, waiting
 from flat.tree.run_hooks import is_transition
 from flat.tree.run_intake import fresh_drain, late_queue
 from flat.tree.run_work import Data, Phase, Work, content_text, told_to
@@ -74,19 +75,20 @@ def settle(work: Work) -> Phase | Answer:
         report(work, settled, since, local["run"], late=False)
         work.context["wants"] = wanting(work, settled)
         return work.stop(settled.failure)
+    called = bool(work.called and back(work))
     late = late_queue(work, local.get("late", ()))
     if settled.closed is not None:
         work.record("cede", True, since, cede_content=settled.closed.cede)
         return work.close("cede", settled.closed.cede)
     wants = wanting(work, settled)
     if turn.get("until") == "primary" and any(x.primary and x.reason in FINAL for x in settled.lanes):
-        wants = []
-    report(work, settled, since, wants, bool(late))
+        wants, called = [], False
+    report(work, settled, since, wants, bool(late) or called)
     work.context["wants"] = wants
     if late:
         work.local = {"drain": fresh_drain(work, late, mid=True)}
         return "drain"
-    return "begin" if wants else "finish"
+    return "begin" if wants or called else "finish"
 
 
 # -- one lane -------------------------------------------------------------------------------
@@ -98,6 +100,12 @@ def settle_lane(work: Work, settled: Settled, lane: Lane, order: int) -> None:
     if not work.path(lane.leaf.id):
         return  # a leaf before it in this step has taken it out of the tree, with all that it did
     source = Source(instance_id=lane.leaf.id, is_primary=lane.primary)
+    if (effect_id := work.local.get(f"back{order}")) is not None:
+        come_back(work, lane, source, effect_id)
+    if "called" in answer:
+        lane.reason = "call"
+        wait_for_machine(work, lane, source, answer["called"])
+        return
     if "cede" in answer:
         lane.reason = "cede"
         hand_over(work, settled, lane, source, answer["cede"])
@@ -200,11 +208,44 @@ def hand_over(work: Work, settled: Settled, lane: Lane, source: Source, content:
 
 def stop_for_a_person(work: Work, order: int, lane: Lane, source: Source, why: str) -> None:
     """Have the leaf wait, as a hook wants it."""
-    info = {"suspendId": f"error-{work.suffix(order)}", "reason": why}
-    record = work.dated({"kind": "suspend", "instanceId": lane.leaf.id, "suspendInfo": info})
+    suspend(work, lane, source, {"suspendId": f"error-{work.suffix(order)}", "reason": why})
+
+
+def suspend(work: Work, lane: Lane, source: Source, info: Data) -> None:
+    recorded(work, source, work.dated({"kind": "suspend", "instanceId": lane.leaf.id, "suspendInfo": info}))
+
+
+def recorded(work: Work, source: Source, record: Data) -> None:
+    """Apply a record, and say it in the name of the leaf."""
     work.change(record)
     metadata = {"source": {"instanceId": source.instance_id, "isPrimary": bool(source.is_primary)}}
     work.say({"role": "instance", "items": record, "metadata": metadata})
+
+
+def wait_for_machine(work: Work, lane: Lane, source: Source, effect_id: str) -> None:
+    """Suspend a leaf whose machine waits. What its calls before that have changed is seen at once."""
+    entry = work.called[effect_id]
+    if "parts" in entry:
+        parts = dict(entry["parts"])
+        calls = parts["lane"]["calls"]
+        places = {call["id"]: f"out.{k}" for k, call in enumerate(calls)}
+        outcomes = {
+            id_: outcome_from_data(out) for id_, k in places.items() if (out := parts.get(k)) is not None
+        }
+        patches, _ = applied(work, calls, outcomes)
+        work.say(*step_messages((), {}, patches, (), source))
+        for id_, outcome in outcomes.items():
+            parts[places[id_]] = outcome_data(replace(outcome, changes=()))
+        work.context["called"] = {**work.called, effect_id: {**entry, "parts": parts}}
+    suspend(work, lane, source, suspension(work, effect_id))
+
+
+def come_back(work: Work, lane: Lane, source: Source, effect_id: str) -> None:
+    """A leaf whose machine is done is suspended no more."""
+    recorded(work, source, {"kind": "resume", "instanceId": lane.leaf.id, "suspendId": effect_id})
+    work.context["called"] = {id_: entry for id_, entry in work.called.items() if id_ != effect_id}
+    if not work.context["called"]:
+        del work.context["called"]
 
 
 def ended(work: Work, settled: Settled, lane: Lane, source: Source, text: str) -> None:
@@ -275,23 +316,20 @@ def report(work: Work, settled: Settled, since: int, wants: Sequence[str], late:
     waits = waiting(work)
     detail = primary.detail if primary is not None else ""
     if alone is not None and alone.ceded:
-        work.record("cede", over, since, cede_content=alone.cede)
+        halts = over and waits and bool(work.called)
+        work.record("cede", over and not halts, since, cede_content=alone.cede)
+        if halts:
+            work.record("awaiting_resume", True, work.log_length)
     elif primary is not None and primary.reason == "suspend":
         work.record("suspend", False, since)
         if over:
             work.record("awaiting_resume", True, work.log_length)
-    elif primary is not None:
+    elif primary is not None and primary.reason != "call":
         work.record(primary.reason, over, since, detail=detail)
     elif wants:
         work.record("tool_use", False, since)
     else:
         work.record("awaiting_resume" if waits else "end_turn", over, since)
-
-
-def waiting(work: Work) -> bool:
-    """Whether the one that a user talks to waits itself, or nobody may run because somebody waits."""
-    path = path_to(work.root, active_instance(work.root).id)
-    return any(instance.suspended is not None for instance in path) or not active_leaves(work.root)
 
 
 def finish(work: Work) -> Phase | Answer:
@@ -309,6 +347,7 @@ def finish(work: Work) -> Phase | Answer:
         work.context.pop(key, None)
     work.forget(*(id_ for id_ in work.context.get("counts", {}) if not path_to(work.root, id_)))
     work.local = {}
-    if work.run.until == "end_turn" and reason_ != "awaiting_resume" and not waiting(work):
+    halted = reason_ == "awaiting_resume" or waiting(work) or bool(work.called)
+    if work.run.until == "end_turn" and not halted:
         return work.close("end_turn", work.context.pop("answer", None))
     return "wait"

@@ -9,6 +9,7 @@ The context of a tree execution holds
     live      what ephemeral messages show, by their place in the log, during one turn
     kept      suspensions whose time is over and that were to be kept
     launches  true once a part of the tree was started as an execution of its own
+    called    calls of machines that wait, by the id of their effect (`flat.tree.run_called`)
 
 and the messages are the execution's log.
 """
@@ -56,6 +57,8 @@ class Work:
         self.local: dict[str, Any] = here.local if own else dict(here.local or {})
         self.records: list[dict[str, Any]] = []
         self._said: list[Data] = []
+        self.beside: list[Effect] = []
+        """What is asked for with whatever is asked for next."""
         self._batch: Batch | None = None
         """The tree, once it is being changed."""
 
@@ -121,6 +124,19 @@ class Work:
             return {**change, "children": children}
         return change
 
+    # -- machines that are waited for ---------------------------------------------
+
+    @property
+    def called(self) -> Mapping[str, Data]:
+        """The calls of machines that wait, by the id of their effect."""
+        found: Mapping[str, Data] = self.context.get("called", {})
+        return found
+
+    def is_called(self, effect_id: str) -> bool:
+        """Whether the leaf of a call is still there, and waits for what comes of it."""
+        path = self.path(self.called[effect_id]["leaf"])
+        return bool(path) and path[-1].waits_for(effect_id)
+
     # -- the turn -----------------------------------------------------------------
 
     @property
@@ -183,18 +199,27 @@ class Work:
 
     def block(self, *effects: Effect) -> Answer:
         """Wait for effects; with none, for those that are out already."""
+        if self.beside:
+            effects = (*effects, *self.beside)
+            self.beside = []
         return Block(effects, self.local, self.kept())
 
     def reenter(self, **context: Any) -> Answer:
-        """Begin anew with what is there: whatever is still out is called off."""
+        """Begin anew with what is there: whatever is still out is called off, but for machines that are waited for."""
         self.context.update(context)
-        return Goto(NODE, self.kept())
+        called = {id_: entry for id_, entry in self.called.items() if self.is_called(id_)}
+        if called:
+            self.context["called"] = called
+        else:
+            self.context.pop("called", None)
+        keep = tuple(id_ for id_, entry in called.items() if "came" not in entry)
+        return Goto(NODE, self.kept(), keep)
 
     def close(self, reason: str, content: Any) -> Answer:
         """The end of the execution."""
         self.context["closing"] = {"reason": reason, "content": content}
         self.context["turn"] = {**self.turn, "open": False}
-        for key in ("wants", "counts", "live", "inbox", "problem"):
+        for key in ("wants", "counts", "live", "inbox", "problem", "called"):
             self.context.pop(key, None)
         return Goto(CLOSED, self.kept())
 

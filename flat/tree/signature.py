@@ -180,6 +180,13 @@ def _hints(fn: Callable[..., Any], frame: FrameType | None, label: str) -> dict[
         ) from None
 
 
+def decorated(make: Callable[..., Any], first: Any, options: Mapping[str, Any]) -> Any:
+    """What a decorator comes to that is called on a function, or on a description: `make` of the function."""
+    if callable(first):
+        return make(first, calling_frame(2))
+    return lambda fn: make(fn, calling_frame(1), description=first, **options)
+
+
 def calling_frame(depth: int) -> FrameType | None:
     """The block that called the function which is `depth` calls below this one."""
     frame: FrameType | None = sys._getframe(1)

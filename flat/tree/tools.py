@@ -12,29 +12,24 @@ function, so that it can be tested by itself. How a model's call is run is told 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Generic, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, overload
 
 from pydantic_core import to_json
-from typing_extensions import ParamSpec, TypeVar
 
 from flat.errors import CharterError
 from flat.tree.context import StateContext
 from flat.tree.machines import MachineTool
 from flat.tree.naming import free_tool_name, same_name
-from flat.tree.schema import Schema, as_schema
-from flat.tree.signature import Signature, calling_frame, read_signature
+from flat.tree.operation import Operation, P, R
+from flat.tree.signature import Signature, decorated, read_signature
 
-P = ParamSpec("P", default=...)
-R = TypeVar("R", default=Any)
 OwnerState: TypeAlias = Literal["read", "write"]
-IN_DOUBT = ("retry", "ask", "fail")
 
 
-class Tool(Generic[P, R]):
+class Tool(Operation[P, R]):
     """A function that a model may call.
 
     Made by the decorator `tool`, or from a schema and a function of `(input, ctx)`:
@@ -46,6 +41,8 @@ class Tool(Generic[P, R]):
     `verify:<name>` calls a function that tells. `owner_state="write"` lets a tool of an ancestor change that
     ancestor's state while the primary runs.
     """
+
+    kind = "tool"
 
     def __init__(
         self,
@@ -61,35 +58,10 @@ class Tool(Generic[P, R]):
         owner_state: OwnerState = "read",
         signature: Signature[Any] | None = None,
     ) -> None:
-        if execute is None:
-            raise CharterError(
-                "incomplete", f'tool "{name}": `execute` is missing; give the function that it runs'
-            )
-        self.name, self.description, self.terminal = name, description, terminal
-        self.in_doubt, self.timeout, self.owner_state = (
-            doubt_policy(in_doubt, safe, f'tool "{name}"'),
-            timeout,
-            owner_state,
+        super().__init__(
+            name, description, input_schema, execute, safe=safe, in_doubt=in_doubt, signature=signature
         )
-        self.signature = signature
-        self.execute = execute
-        self.schema: Schema[Any] = (
-            signature.arguments if signature else as_schema(input_schema or {"type": "object"})
-        )
-        self._takes_context = signature is None and positional_count(execute) >= 2
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        result: R = self.execute(*args, **kwargs)
-        return result
-
-    def __repr__(self) -> str:
-        return f"Tool({self.name!r})"
-
-    def invoke(self, value: Any, context: Any) -> Any:
-        """Call the function with a parsed input. May return an awaitable."""
-        if self.signature is not None:
-            return self.signature.call(value, {"ctx": context})
-        return self.execute(value, context) if self._takes_context else self.execute(value)
+        self.terminal, self.timeout, self.owner_state = terminal, timeout, owner_state
 
     def check_context(self, allowed: type[Any], where: str) -> None:
         """Refuse a tool whose function is written for another kind of owner."""
@@ -140,13 +112,7 @@ def tool(
 ) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
 def tool(first: Any = None, /, **options: Any) -> Any:
     """Make a tool of a function: `@tool`, `@tool("what it does")` or `@tool(terminal=True)`."""
-    if callable(first):
-        return tool_of(first, calling_frame(1))
-
-    def decorate(fn: Callable[..., Any]) -> Tool[..., Any]:
-        return tool_of(fn, calling_frame(1), description=first, **options)
-
-    return decorate
+    return decorated(tool_of, first, options)
 
 
 def tool_of(
@@ -181,31 +147,11 @@ def as_tool(entry: Any, key: str | None, where: str, allowed: type[Any]) -> Tool
     return found
 
 
-def doubt_policy(in_doubt: str | None, safe: bool, where: str) -> str:
-    """The checked policy for a call that may have happened."""
-    policy = in_doubt or ("retry" if safe else "fail")
-    if policy not in IN_DOUBT and not policy.startswith("verify:"):
-        raise CharterError(
-            "bad_policy",
-            f"{where}: in_doubt cannot be {policy!r}; use {', '.join(IN_DOUBT)} or verify:<name>",
-        )
-    return policy
-
-
 def output_text(value: Any) -> str:
     """What a tool gave, as the model reads it: text as it is, nothing as nothing, anything else as compact JSON."""
     if isinstance(value, str):
         return value
     return "" if value is None else to_json(value).decode()
-
-
-def positional_count(fn: Callable[..., Any]) -> int:
-    """How many arguments a function takes by position."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(fn).parameters.values()
-    if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
-        return 2
-    return sum(p.kind in kinds for p in parameters)
 
 
 def tool_options(entry: ToolEntry) -> Mapping[str, Any]:

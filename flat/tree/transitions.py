@@ -23,7 +23,7 @@ from flat.tree.context import TransitionContext
 from flat.tree.naming import Ref, provider_name
 from flat.tree.results import TransitionResult
 from flat.tree.schema import JsonObject, Schema, as_schema, is_object_schema, json_schema_or_open, top_level
-from flat.tree.signature import Signature, calling_frame, read_signature
+from flat.tree.signature import Signature, decorated, read_signature
 
 if TYPE_CHECKING:
     from flat.tree.node import Node
@@ -116,13 +116,7 @@ def transition(
 ) -> Callable[[Callable[P, R]], CodeTransition[P, R]]: ...
 def transition(first: Any = None, /, **options: Any) -> Any:
     """Make a transition of a function: `@transition` or `@transition("what it does")`."""
-    if callable(first):
-        return transition_of(first, calling_frame(1))
-
-    def decorate(fn: Callable[..., Any]) -> CodeTransition[..., Any]:
-        return transition_of(fn, calling_frame(1), description=first, **options)
-
-    return decorate
+    return decorated(transition_of, first, options)
 
 
 def transition_of(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import pytest
 from small import AT, act, counting, done, failed, final, go, node, one, program, started
 
 from flat.core.advance import FUSE, Advance, UnexpectedEvent, advance, advance_all
-from flat.core.effects import AwaitSignal, CallAgent, RunAction, RunHook, Sleep
+from flat.core.effects import AwaitSignal, CallAgent, RunAction, RunHook, Sleep, StartChild
 from flat.core.events import Cancelled, Done, Doubted, Failed, Reply, Resumed, Spent, Started, Steered
 from flat.core.failure import Failure
 from flat.core.hookref import HookRef
+from flat.core.op import Answer, Block, Goto, View
 from flat.core.ops import Action, Assign, Branch, Call, Finish, Hook, Wait
 from flat.core.program import END, START, Program, bound
 from flat.core.strategies import Retry, Sample
@@ -27,6 +28,21 @@ def text(source: str) -> Template:
 
 def reply(payload: Any, calls: int = 1) -> Reply:
     return Reply(payload=payload, spent=Spent(calls=calls, input_tokens=3, output_tokens=2, cost=0.5))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """Asks for a pause and for a child that it does not let go of, and comes back to its node after the pause."""
+
+    key: str = "beside"
+    kind: str = "beside"
+
+    def start(self, here: View) -> Answer:
+        child = StartChild("0/1/beside.child", "work", "other", {}, patient=False)
+        return Block((Sleep(here.effect_id(self.key), "work", AT), child))
+
+    def resume(self, here: View, event: Done | Failed) -> Answer:
+        return Goto("work", here.context, ("0/1/beside.child",))
 
 
 # -- each op -----------------------------------------------------------------------------
@@ -524,3 +540,27 @@ def test_answers_that_nobody_waits_for_any_more_are_passed_over() -> None:
     alone = advance(of, step.snapshot, first)
     assert advance_all(of, step.snapshot, (first, first)).snapshot == alone.snapshot
     assert advance_all(of, alone.snapshot, (first,)) == Advance(alone.snapshot, (), ())
+
+
+# -- effects that stay ---------------------------------------------------------------------
+
+
+def test_what_an_instance_keeps_is_pending_in_its_next_visit_too() -> None:
+    of = program(node("work", cast(Any, Beside())))
+    step = started(of)
+    step = advance(of, step.snapshot, Done("0/1/beside", None, AT))
+    assert step.snapshot.root.step == 2
+    assert step.snapshot.pending == ("0/2/beside", "0/1/beside.child")
+
+
+def test_what_an_instance_keeps_outlives_a_limit() -> None:
+    of = program(node("work", cast(Any, Beside())))
+    step = started(of, max_steps=1)
+    step = advance(of, step.snapshot, Done("0/1/beside", None, AT))
+    assert step.snapshot.status == "limit"
+    assert step.snapshot.pending == ("0/1/beside.child",)
+    step = advance(of, step.snapshot, Resumed(AT, max_steps=1))
+    assert step.snapshot.pending == ("0/1/beside.child",)
+    step = advance(of, step.snapshot, Resumed(AT, max_steps=9))
+    assert step.snapshot.pending == ("0/2/beside", "0/1/beside.child")
+    assert [effect.id for effect in step.effects] == list(step.snapshot.pending)

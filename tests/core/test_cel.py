@@ -24,7 +24,7 @@ from small import AT, final, node, program, started
 
 from flat.core.cel import CelCondition
 from flat.core.cel_source import read, tokens_of
-from flat.core.condition import Condition, compile_condition
+from flat.core.condition import Condition, condition_class
 from flat.core.ops import Arm, Branch
 from flat.core.program_codec import program_from_data, program_to_data
 from flat.errors import ExpressionError, Location, SpecError
@@ -171,7 +171,7 @@ def test_what_both_languages_have_means_the_same(source: str, expected: bool, en
         "n": 9, "t": "text", "nine": "9", "l": [1, "a", [2]], "d": {"k": {"v": 1}}, "none": None, "yes": True, "items": "mine",
         "e": [], "machine": MappingProxyType({"step": 3}),
     }  # fmt: skip
-    assert compile_condition(source, engine=engine).test({"context": context}) is expected
+    assert condition_class(engine)(source).test({"context": context}) is expected
 
 
 def test_values_of_all_stored_types_are_converted() -> None:

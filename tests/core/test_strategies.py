@@ -119,6 +119,48 @@ def test_the_length_of_a_structured_answer_is_that_of_its_json() -> None:
     assert isinstance(answer, Raise)
 
 
+WRONG_KEY: dict[str, Any] = {"names": ("auth_error", "RuntimeError"), "retryable": False}
+
+
+def test_a_vote_is_over_with_a_failure_that_every_further_call_will_have() -> None:
+    op = asking(Vote(k_margin=2))
+    place = here().after(op.start(here()))
+    answer = op.resume(place, failed("call.0", **WRONG_KEY))
+    assert isinstance(answer, Raise)
+    assert answer.failure.names[0] == "auth_error"
+
+
+def test_the_answers_so_far_decide_when_no_more_can_be_had() -> None:
+    answer, place = voted(Vote(k_margin=3), said("a"), said("b"), said("a"))
+    answer = asking(Vote(k_margin=3)).resume(place.after(answer), failed("call.3", **WRONG_KEY))
+    assert isinstance(answer, Next)
+    assert answer.output == {"content": "a"}
+    assert answer.context["_mdap_metrics"]["red_flags_by_reason"] == {"call_failed": 1}
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        {"names": ("auth_error",), "retryable": True},
+        {"names": ("content_filter",), "retryable": False},
+        {"names": ("server_error",), "retryable": False},
+        {"names": ("rate_limit",), "retryable": True},
+    ],
+)
+def test_a_failure_that_the_next_call_may_not_have_is_a_red_flag(rest: dict[str, Any]) -> None:
+    op = asking(Vote())
+    place = here().after(op.start(here()))
+    assert ids(op.resume(place, failed("call.0", **rest))) == ["call.1"]
+
+
+def test_samples_are_not_waited_for_when_one_failed_as_all_will() -> None:
+    op = asking(Sample(n=3))
+    place = here().after(op.start(here()))
+    assert isinstance(op.resume(place, failed("call.1", **WRONG_KEY)), Raise)
+    place = place.after(op.resume(place, done("call.0", said("a"))))
+    assert ids(op.resume(place, failed("call.1", **WRONG_KEY))) == []
+
+
 def test_a_vote_out_of_time_is_over() -> None:
     answer, _ = voted(Vote(), "TimeoutError", place=Here(deadline=AT))
     assert isinstance(answer, Raise)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from jinja2 import Environment
 
 from flat.core.limits import Limits
-from flat.core.template import CompiledMapping, Template, compile_text, compile_value, render_value
+from flat.core.template import CompiledMapping, Template, compile_text, compile_value
 from flat.errors import ExpressionError, Location
 
 CONTEXT: dict[str, Any] = {
@@ -294,7 +294,7 @@ def test_mappings_render_as_deep_as_they_should() -> None:
         "o": {"p": "input.v", "q": 1},
     }
     expected = {"a": "7", "y": ["7", {"z": "{{ input.v }}"}], "o": {"p": 7, "q": 1}}
-    assert render_value(source, SCOPE) == expected
+    assert compile_value(source).render(SCOPE) == expected
     compiled = compile_value(source)
     assert compiled.render(SCOPE) == expected
     assert compiled == compile_value(source)
@@ -303,9 +303,9 @@ def test_mappings_render_as_deep_as_they_should() -> None:
 
 def test_keys_other_types_and_tuples_are_left_alone() -> None:
     source = {"{{ input.v }}": 1, "t": ("input.v",), "n": None}
-    assert render_value(source, SCOPE) == source
-    assert render_value(5, SCOPE) == 5
-    assert render_value("input.v", SCOPE) == 7
+    assert compile_value(source).render(SCOPE) == source
+    assert compile_value(5).render(SCOPE) == 5
+    assert compile_value("input.v").render(SCOPE) == 7
 
 
 def test_rendering_shares_no_container_with_the_file() -> None:

@@ -71,7 +71,7 @@ class Place:
         self.woken.set()
 
     async def wait_woken(self) -> None:
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             await self.woken.wait()
         self.woken = anyio.Event()
 

@@ -37,7 +37,7 @@ from flat.tree import (
     tool_result,
     user_message,
 )
-from flat.tree.messages import messages_from, starts_inference, text_item
+from flat.tree.messages import messages_from, text_item
 from flat.tree.prompt import BEGIN_NOTE, CONTINUE_NOTE
 from flat.tree.request import answer_message, chat_messages, visible_messages
 
@@ -268,10 +268,7 @@ def test_every_constructor_takes_source_and_metadata_by_name() -> None:
         assert (message.metadata.source, message.metadata.message_id) == (MINE, "m")
 
 
-def test_only_user_messages_that_are_not_silent_start_inference() -> None:
-    assert starts_inference(user_message("x"))
-    assert not starts_inference(user_message("x", silent=True))
-    assert not starts_inference(assistant_message("x"))
+def test_ephemeral_messages_are_no_part_of_the_conversation() -> None:
     assert is_conversation_message(system_message("x"))
     assert not is_conversation_message(ephemeral_message("x"))
 

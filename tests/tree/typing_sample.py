@@ -6,22 +6,31 @@ from typing import Any
 
 from pydantic import BaseModel
 
+import flat
 from flat.tree import (
     Charter,
     CommandCtx,
     CommandResult,
+    CommandRun,
     Ctx,
     Instance,
+    Machine,
+    MachineStep,
     Node,
     Pack,
     PackCtx,
+    RunOptions,
     Spawn,
     Tool,
     TransitionTo,
     command,
     command_result,
     create_helpers,
+    create_machine,
     create_node,
+    run_command,
+    run_machine,
+    run_machine_to_completion,
     spawn,
     tool,
     transition,
@@ -118,6 +127,24 @@ any_tool: Tool[..., Any] = count
 
 async def use() -> str:
     return await add_leg("Oslo", _context())
+
+
+async def run() -> None:
+    machine = create_machine(charter, Instance(desk, Desk()))
+    legs: list[str] = (await run_machine_to_completion(machine, "Oslo")).instance.state.legs
+    same: Machine[Desk] = machine
+    other: Machine[Watch] = machine  # error: assignment
+    await run_machine_to_completion("Oslo")  # error: arg-type
+    create_machine("travel", Instance(desk, Desk()))  # error: arg-type
+    async with run_machine(machine, "Rome", options=RunOptions(max_steps="3")) as steps:  # error: arg-type
+        async for step in steps:
+            seen: MachineStep[Desk] = step
+            seen.nothing  # error: attr-defined  # noqa: B018
+    done: CommandRun[Desk] = await run_command(same, "clear", {"keep": len(legs)})
+    done.result = {}  # error: misc
+    sure: flat.TreeMachine[Desk] = flat.create_machine(charter, Instance(desk, Desk()))
+    flat.serialize_machine(charter)  # error: arg-type
+    flat.run_machine_sync(sure, nothing=other)
 
 
 def _context() -> Ctx[Desk]:

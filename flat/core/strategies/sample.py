@@ -1,4 +1,7 @@
-"""Ask several times at once and keep all answers. A call that fails is left out; only when all fail is it an error."""
+"""Ask several times at once and keep all answers. A call that fails is left out; only when all fail is it an error.
+
+When one fails as all of them will, and none was answered, the others are not waited for.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from flat.core.events import Done, Failed, Reply
+from flat.core.failure import is_certain
 from flat.core.grown import Grown
 from flat.core.op import Answer, Block, Next, Raise, View
 from flat.core.strategies.asking import Asking
@@ -28,6 +32,8 @@ class Sample:
     def resume(self, call: Asking, here: View, event: Done | Failed) -> Answer:
         number = int(event.effect_id.rpartition(".")[2])
         if isinstance(event, Failed):
+            if is_certain(event.failure) and not any(answered for _, answered, _ in here.local["done"]):
+                return Raise(event.failure)
             entry: list[Any] = [number, False, None]
         else:
             reply: Reply = event.value

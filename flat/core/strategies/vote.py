@@ -1,7 +1,8 @@
 """Ask again and again until one answer has enough votes: first to reach `k_margin` wins.
 
 After "Solving a Million-Step LLM Task with Zero Errors" (Meyerson et al., 2025): answers that are malformed, invalid
-or too long are red flags, and count for nothing. Equal answers are those with the same JSON (keys sorted).
+or too long are red flags, and count for nothing. Equal answers are those with the same JSON (keys sorted). When a call
+fails as every further one would, no more are made, and the answers so far decide.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from flat.core.events import Done, Failed, Reply
-from flat.core.failure import Failure
+from flat.core.failure import Failure, is_certain
 from flat.core.op import Answer, Block, Next, Raise, View
 from flat.core.strategies.asking import Asking
 
@@ -73,7 +74,8 @@ class Vote:
         local = {"used": local["used"] + 1, "votes": votes, "flags": flags}
         if not flag and votes[key] >= self.k_margin:
             return self._won(here, key, local)
-        if local["used"] < self.max_candidates:
+        hopeless = isinstance(event, Failed) and is_certain(event.failure)
+        if local["used"] < self.max_candidates and not hopeless:
             return Block((call.ask(here, str(local["used"])),), local)
         if votes:
             return self._won(here, max(votes, key=votes.__getitem__), local)
