@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flat.core.advance import Advance, advance
+from flat.core.advance import advance
 from flat.core.effects import AwaitSignal, CallAgent, Effect, RunAction, RunHook, Sleep, StartChild
 from flat.core.events import Done, Doubted, Failed, Reply, Steered
 from flat.core.failure import Failure
 from flat.core.program import Program
 from flat.core.snapshot import Snapshot
+from flat.core.turn import Advance
 from flat.drivers.clock import Clock
 from flat.drivers.draft import settle
 from flat.drivers.steps import joined

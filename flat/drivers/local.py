@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 
 from flat.backends.protocols import Signal
-from flat.core.advance import Advance, Turn, advance
+from flat.core.advance import advance
 from flat.core.effects import (
     AwaitSignal,
     CallAgent,
@@ -30,6 +30,7 @@ from flat.core.events import Cancelled, Done, Event, Failed, Resumed, Started
 from flat.core.failure import Failure
 from flat.core.program import Program
 from flat.core.snapshot import FINISHED, Snapshot
+from flat.core.turn import Advance, Turn
 from flat.drivers.broadcast import share
 from flat.drivers.clock import Clock
 from flat.drivers.doubts import SAFE, Doubts

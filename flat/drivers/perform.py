@@ -13,12 +13,12 @@ import orjson
 from flat.agents.executor_result import as_result
 from flat.agents.protocol import Agent, AgentRequest, AgentResult
 from flat.agents.protocol import Usage as AgentUsage
-from flat.core.advance import Identity, machine_facts
 from flat.core.effects import AwaitSignal, CallAgent, Effect, RunAction, RunHook, RunTool, Sleep
 from flat.core.events import Done, Failed, Reply, Spent, Steered, Told
 from flat.core.failure import Failure, failure_of
 from flat.core.hookref import HookRefs
 from flat.core.program import Program
+from flat.core.turn import Identity, machine_facts
 from flat.drivers.clock import Clock, DeadlinePassed
 from flat.drivers.draft import draft, draft_of, settle, settled_context
 from flat.errors import ActionFailed, BindingError, DeadlineExceeded, ExecutionError, HookFailed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flat.core.advance import Advance
+from flat.core.turn import Advance
 
 
 def started(step: Advance) -> Advance:

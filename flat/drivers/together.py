@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, TypeVar
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream
 
-from flat.core.advance import Advance, advance, advance_all
+from flat.core.advance import advance, advance_all
 from flat.core.effects import AwaitSignal, CallAgent, Effect, StartChild, child_channel, child_id, instance_of
 from flat.core.events import Done, Failed, Limited, Parked, Waits
 from flat.core.failure import Failure
 from flat.core.snapshot import Snapshot
+from flat.core.turn import Advance
 from flat.drivers.family import Held
 from flat.drivers.steps import joined, started
 

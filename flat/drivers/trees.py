@@ -18,10 +18,10 @@ import anyio
 
 from flat.agents.executor_result import as_result
 from flat.agents.protocol import AgentRequest, AgentResult
-from flat.core.advance import Advance, Identity
 from flat.core.effects import CallAgent, RunTool
 from flat.core.events import Reply
 from flat.core.snapshot import Snapshot
+from flat.core.turn import Advance, Identity
 from flat.drivers.clock import DeadlinePassed
 from flat.drivers.draft import settle
 from flat.drivers.perform import Performer, spent_of

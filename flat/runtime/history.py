@@ -20,13 +20,14 @@ import orjson
 
 from flat.backends.protocols import Birth, CheckpointStore, Commit, Execution, Head, Owner, Stored
 from flat.bindings import standard_types
-from flat.core.advance import ERROR_HOOK, advance, has_place
+from flat.core.advance import advance
 from flat.core.codec import Codec
 from flat.core.effects import AwaitSignal
 from flat.core.events import Resumed
 from flat.core.fold import Fold
 from flat.core.program import Program
 from flat.core.snapshot import Instance, Snapshot
+from flat.core.turn import ERROR_HOOK, has_place
 from flat.drivers.draft import settle
 from flat.drivers.keeper import collect_blobs, head_of
 from flat.errors import (

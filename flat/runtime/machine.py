@@ -17,11 +17,11 @@ from anyio.abc import TaskGroup
 
 from flat.agents.protocol import Agent
 from flat.bindings import Bindings
-from flat.core.advance import Advance
 from flat.core.hookref import GIVEN, GIVEN_LIFECYCLE, HookRefs
 from flat.core.program import Program, bound
 from flat.core.program_codec import program_from_data, program_to_data
 from flat.core.snapshot import Snapshot
+from flat.core.turn import Advance
 from flat.drivers.draft import draft_of
 from flat.errors import BindingError, DefinitionError, UnknownName
 from flat.hooks import CompositeHooks, HooksRegistry, members, observed_points, steered_points

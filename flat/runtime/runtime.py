@@ -17,11 +17,12 @@ from flat.backends import open_store
 from flat.backends.liveness import this_process
 from flat.backends.protocols import CheckpointStore, Execution, Owner, Signal
 from flat.backends.triggers import TriggerBackend
-from flat.core.advance import Advance, begin, has_place, stopped
+from flat.core.advance import begin, stopped
 from flat.core.codec import Codec
 from flat.core.events import Resumed, Spent, Started
 from flat.core.failure import Failure, failure_of
 from flat.core.snapshot import FINISHED, ROOT, Snapshot
+from flat.core.turn import Advance, has_place
 from flat.drivers.clock import Clock, SystemClock
 from flat.drivers.dispatch import Dispatcher
 from flat.drivers.doubts import Doubts, InDoubt

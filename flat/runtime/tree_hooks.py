@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flat.core.advance import Advance
 from flat.core.snapshot import FINISHED, Snapshot
+from flat.core.turn import Advance
 from flat.drivers.draft import draft_of
 from flat.hooks import members
 from flat.hooks.base import POINTS, is_observer, overrides, settled

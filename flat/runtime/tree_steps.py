@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn
 
 from typing_extensions import TypeVar
 
-from flat.core.advance import Advance
 from flat.core.failure import Failure, failure_of
 from flat.core.snapshot import FINISHED, Snapshot
+from flat.core.turn import Advance
 from flat.drivers.keeper import Keeper
 from flat.drivers.local import Drive
 from flat.drivers.trees import Tracer, TreeCalls

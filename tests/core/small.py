@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flat.core.advance import Advance, advance, begin
+from flat.core.advance import advance, begin
 from flat.core.condition import Condition
 from flat.core.effects import Effect, RunAction
 from flat.core.events import Done, Failed, Started
@@ -15,6 +15,7 @@ from flat.core.program import END, START, Limits, Node, Program
 from flat.core.program_codec import with_digest
 from flat.core.snapshot import Snapshot
 from flat.core.template import compile_value
+from flat.core.turn import Advance
 
 AT = 1000.0
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 from small import AT, act, counting, done, failed, final, go, node, one, program, started
 
-from flat.core.advance import FUSE, Advance, UnexpectedEvent, advance, advance_all
+from flat.core.advance import UnexpectedEvent, advance, advance_all
 from flat.core.effects import AwaitSignal, CallAgent, RunAction, RunHook, Sleep, StartChild
 from flat.core.events import Cancelled, Done, Doubted, Failed, Reply, Resumed, Spent, Started, Steered
 from flat.core.failure import Failure
@@ -18,6 +18,7 @@ from flat.core.ops import Action, Assign, Branch, Call, Finish, Hook, Wait
 from flat.core.program import END, START, Program, bound
 from flat.core.strategies import Retry, Sample
 from flat.core.template import Template, compile_value
+from flat.core.turn import FUSE, Advance
 
 HOOKS = (HookRef("h"),)
 

@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import AT, Action, Assign, go, program, started
 
-from flat.core.advance import Advance, advance
+from flat.core.advance import advance
 from flat.core.codec import Codec
 from flat.core.events import Done, Failed, Resumed
 from flat.core.failure import Failure
 from flat.core.ops import Finish
 from flat.core.program import Node
 from flat.core.template import Template, compile_value
+from flat.core.turn import Advance
 
 NAMES = "abcd"
 

@@ -21,13 +21,14 @@ from attacks import ATTRIBUTES, CHOSEN, LEAKS, REFUSED, SSTI, Bait
 import flat.core.ops as ops
 from flat.agents.prompts import Prompts
 from flat.agents.protocol import AgentRequest
-from flat.core.advance import Advance, advance, begin
+from flat.core.advance import advance, begin
 from flat.core.condition import Condition
 from flat.core.effects import AwaitSignal, CallAgent, Effect, StartChild
 from flat.core.events import Done, Ended, Reply, Started
 from flat.core.ops import AnyOp
 from flat.core.program import Program
 from flat.core.template import CompiledList, CompiledMapping, Template
+from flat.core.turn import Advance
 from flat.errors import ExpressionError
 from flat.spec.load import load_machine_dict
 from flat.spec.lower import lower
