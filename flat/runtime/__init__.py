@@ -2,6 +2,7 @@
 
 from flat.runtime.loading import load
 from flat.runtime.machine import Machine
-from flat.runtime.runtime import Outcome, Runtime
+from flat.runtime.outcome import Outcome
+from flat.runtime.runtime import Runtime
 
 __all__ = ["Machine", "Outcome", "Runtime", "load"]

@@ -23,8 +23,9 @@ from flat.runtime.compat.results import get_default_result_backend
 from flat.runtime.configured import MEMORY, configured_store
 from flat.runtime.loading import load
 from flat.runtime.machine import litellm_agent
+from flat.runtime.outcome import Outcome
 from flat.runtime.roles import configured_roles, locked, take_signals
-from flat.runtime.runtime import Outcome, Runtime
+from flat.runtime.runtime import Runtime
 
 if TYPE_CHECKING:
     from flat.agents.adapters import AgentAdapterRegistry

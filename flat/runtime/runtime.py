@@ -19,13 +19,12 @@ from flat.backends.protocols import CheckpointStore, Execution, Owner, Signal
 from flat.backends.triggers import TriggerBackend
 from flat.core.advance import begin, stopped
 from flat.core.codec import Codec
-from flat.core.events import Resumed, Spent, Started
-from flat.core.failure import Failure, failure_of
+from flat.core.events import Resumed, Started
 from flat.core.snapshot import FINISHED, ROOT, Snapshot
 from flat.core.turn import Advance, has_place
 from flat.drivers.clock import Clock, SystemClock
 from flat.drivers.dispatch import Dispatcher
-from flat.drivers.doubts import Doubts, InDoubt
+from flat.drivers.doubts import Doubts
 from flat.drivers.draft import settle
 from flat.drivers.family import Budget
 from flat.drivers.keeper import Keeper, create, rebuilt, take_up
@@ -47,6 +46,7 @@ from flat.runtime.given import check_channel, check_id, check_limits, check_mach
 from flat.runtime.history import LOOKING
 from flat.runtime.loading import as_child
 from flat.runtime.machine import HooksOfRun, Machine, program_of
+from flat.runtime.outcome import Outcome, outcome_of, result_of
 from flat.runtime.reading import Reader
 
 if TYPE_CHECKING:
@@ -58,39 +58,6 @@ CANCEL_SECONDS = 1.0
 KNOWN_SECONDS = 60.0
 """How long to count on a program that was stored to be there still."""
 log = logging.getLogger("flat")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What a run came to."""
-
-    execution_id: str
-    status: str
-    output: Any
-    failure: Failure | None
-    reason: str
-    steps: int
-    spent: Spent
-    context: Mapping[str, Any]
-    node: str
-    waiting_on: tuple[str, ...] = ()
-    in_doubt: tuple[InDoubt, ...] = ()
-    """Effects that were in flight when an earlier run ended, and how they were treated."""
-    ran: bool = True
-    """False when the execution was over already, so that nothing was left to do."""
-    cause: BaseException | None = field(default=None, compare=False, repr=False)
-    """The exception behind a failure of this very run."""
-
-    def raise_for_failure(self) -> Outcome:
-        """Raise `ExecutionError` if the execution failed, else return self."""
-        if self.failure is not None:
-            raise ExecutionError(
-                self.failure.detail or self.failure.message,
-                type=self.failure.type,
-                node=self.node,
-                execution_id=self.execution_id,
-            ) from self.cause
-        return self
 
 
 @dataclass
@@ -273,7 +240,7 @@ class Runtime(Reader):
                 if (family := await self.family(machine, snapshot)) is not None:
                     await family.take_up(snapshot)
                     await self.settled_beside(execution_id)
-                return _outcome(snapshot)
+                return outcome_of(snapshot)
             hooks = HooksOfRun(machine)
             now = self.clock.now()
             keeper = await take_up(
@@ -283,7 +250,7 @@ class Runtime(Reader):
             family = await self.family(machine, keeper.stored, limit)
             async with self.driven(machine, hooks, keeper, family) as drive:
                 if keeper.stored.status in FINISHED:  # by the owner before us, since we looked
-                    return _outcome(keeper.stored)
+                    return outcome_of(keeper.stored)
                 snapshot = _at_entry(hooks, keeper.stored)
                 _refuse_lost_cursor(hooks, snapshot)
                 if machine.program.digest != execution.program:
@@ -400,7 +367,7 @@ class Runtime(Reader):
             await hooks.tell_lifecycle("machine_end", snapshot)
             await self.tell_result(snapshot)
         await self.settled_beside(snapshot.execution_id)
-        return _outcome(snapshot, drive)
+        return outcome_of(snapshot, drive)
 
     async def tell_result(self, snapshot: Snapshot) -> None:
         """Write what an execution came to, if somebody wants it by URI."""
@@ -538,13 +505,6 @@ class Runtime(Reader):
         return Dispatcher(self.opened(), self.resume, self.clock, concurrency, attempts)
 
 
-def result_of(snapshot: Snapshot) -> Any:
-    """What an execution that is over came to, for those who asked for it by URI."""
-    if snapshot.failure is not None:
-        return {"_error": snapshot.failure.message, "_error_type": snapshot.failure.type}
-    return snapshot.output
-
-
 def _at_entry(hooks: HooksOfRun, snapshot: Snapshot) -> Snapshot:
     """What has not begun begins where the program does with the hooks given now; whoever queued it had none."""
     root = snapshot.root
@@ -562,23 +522,3 @@ def _refuse_lost_cursor(hooks: HooksOfRun, snapshot: Snapshot) -> None:
                 f"the program, with the hooks given now, has {missing}, where execution "
                 f'"{snapshot.execution_id}" stands'
             )
-
-
-def _outcome(snapshot: Snapshot, drive: Drive | None = None) -> Outcome:
-    root = snapshot.root
-    error = drive.performer.last_error if drive else None
-    return Outcome(
-        execution_id=snapshot.execution_id,
-        status=snapshot.status,
-        output=snapshot.output,
-        failure=snapshot.failure,
-        reason=snapshot.reason,
-        steps=snapshot.steps,
-        spent=snapshot.spent,
-        context=root.context,
-        node=root.node,
-        waiting_on=drive.waiting_on if drive else (),
-        in_doubt=tuple(drive.doubts.found) if drive else (),
-        ran=drive is not None,
-        cause=error if error is not None and failure_of(error) == snapshot.failure else None,
-    )

@@ -31,7 +31,8 @@ from flat.drivers.doubts import SAFE
 from flat.drivers.perform import Performer
 from flat.hooks import Notice
 from flat.runtime.machine import HooksOfRun, Machine
-from flat.runtime.runtime import Outcome, Runtime
+from flat.runtime.outcome import Outcome
+from flat.runtime.runtime import Runtime
 from flat.testing.clock import VirtualClock
 
 EXECUTION = "swept"

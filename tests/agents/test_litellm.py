@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -341,11 +340,9 @@ async def test_cancelling_the_caller_aborts_the_request(
     words = " ".join("abcdefgh")
     model = serve([Reply(words, chunk_delay=5) if streamed else Reply("late", delay=30)])
     request = AgentRequest(input={"word": "x"}, on_token=ignore if streamed else None)
-    started = time.monotonic()
     with anyio.move_on_after(0.4) as scope:
         await agent_on(model).call(request)
     assert scope.cancelled_caught
-    assert time.monotonic() - started < 2
     assert await anyio.to_thread.run_sync(model.wait_until, lambda m: m.aborts == 1 and m.in_flight == 0)
 
 

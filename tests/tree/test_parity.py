@@ -17,7 +17,8 @@ from flat.backends.memory.store import MemoryStore
 from flat.errors import AgentFailed
 from flat.hooks.notices import Notice
 from flat.runtime.machine import Machine
-from flat.runtime.runtime import Outcome, Runtime
+from flat.runtime.outcome import Outcome
+from flat.runtime.runtime import Runtime
 from flat.runtime.treeload import tree_machine
 from flat.testing.agents import ScriptedAgent
 from flat.testing.executor import ScriptedExecutor, call, say

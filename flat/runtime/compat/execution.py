@@ -13,7 +13,8 @@ from flat.core.strategies.retry import DEFAULT_BACKOFFS
 from flat.core.strategies.vote import METRICS
 from flat.errors import DefinitionError
 from flat.runtime.loading import load
-from flat.runtime.runtime import Outcome, Runtime
+from flat.runtime.outcome import Outcome
+from flat.runtime.runtime import Runtime
 
 
 class ExpressionEngine(Protocol):

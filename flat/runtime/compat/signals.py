@@ -30,8 +30,9 @@ from flat.drivers.broadcast import NOBODY
 from flat.errors import BadStoreURL, ExecutionNotFound, IncompatibleSnapshot, UnknownName
 from flat.hooks import HooksRegistry
 from flat.runtime.machine import Machine, program_of
+from flat.runtime.outcome import Outcome
 from flat.runtime.reading import signal_data
-from flat.runtime.runtime import Outcome, Runtime
+from flat.runtime.runtime import Runtime
 
 log = logging.getLogger("flat")
 
