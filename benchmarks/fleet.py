@@ -10,13 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 
 from flat.testing.fleet_drill import FleetReport, drill
-from flat.testing.servers import aws_server, postgres_server, redis_server
+from flat.testing.store_servers import store_servers
 
 HEADS = (
     "store", "jobs", "queued/s", "run/s", "killed", "stopped", "done again after a kill", "lost", "wrong",
@@ -24,33 +21,7 @@ HEADS = (
 )  # fmt: skip
 
 
-@contextmanager
-def sqlite() -> Iterator[str]:
-    with tempfile.TemporaryDirectory() as folder:
-        yield f"sqlite:///{folder}/store.db"
-
-
-@contextmanager
-def redis() -> Iterator[str]:
-    with redis_server() as server:
-        yield server.url()
-
-
-@contextmanager
-def postgres() -> Iterator[str]:
-    with postgres_server() as server:
-        yield server.url()
-
-
-@contextmanager
-def dynamodb() -> Iterator[str]:
-    with aws_server() as server:
-        yield server.url()
-
-
-STORES: dict[str, Callable[[], AbstractContextManager[str]]] = {
-    "sqlite": sqlite, "redis": redis, "postgres": postgres, "dynamodb": dynamodb,
-}  # fmt: skip
+STORES = ("sqlite", "redis", "postgres", "dynamodb")
 USUAL = ("sqlite", "redis", "postgres")
 
 
@@ -77,10 +48,10 @@ def main() -> int:
     print("| " + " | ".join(HEADS) + " |\n|" + " --- |" * len(HEADS), flush=True)
     clean = True
     for name in asked.stores or USUAL:
-        with STORES[name]() as url:
+        with store_servers() as servers:
             report = drill(
-                url, jobs=asked.jobs, workers=asked.workers, kills=asked.kills, concurrency=asked.concurrency,
-                backend=asked.backend,
+                servers.url(name), jobs=asked.jobs, workers=asked.workers, kills=asked.kills,
+                concurrency=asked.concurrency, backend=asked.backend,
             )  # fmt: skip
         print(row(name, report), flush=True)
         if not report.clean:

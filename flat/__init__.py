@@ -238,149 +238,102 @@ if TYPE_CHECKING:
     from flat.runtime.function_tools import (
         FunctionTools,
     )
-    from flat.runtime.tree_steps import (
-        MachineStep,
-        RunOptions,
-    )
-    from flat.runtime.treeload import (
-        find_charter,
-        tree_machine,
-    )
-    from flat.runtime.trees import (
+    from flat.runtime.treeload import find_charter
+    from flat.runtime.trees import TreeMachine
+    from flat.tree import (
+        BuiltinTool,
+        Cede,
+        Charter,
+        CodeTransition,
+        Command,
+        CommandContext,
+        CommandCtx,
+        CommandResult,
         CommandRun,
-        TreeMachine,
+        Ctx,
+        ExecutorConfig,
+        GeneralTransition,
+        Instance,
+        MachineStep,
+        MachineTool,
+        Message,
+        Node,
+        Output,
+        Pack,
+        PackCommandContext,
+        PackContext,
+        PackCtx,
+        PromptContext,
+        Ref,
+        RunOptions,
+        SerialTransition,
+        Spawn,
+        SpawnTarget,
+        StandardExecutor,
+        Suspend,
+        SuspendInfo,
+        ToolContext,
+        ToolReply,
+        Transition,
+        TransitionContext,
+        TransitionTo,
+        assistant_message,
+        cede,
+        command,
+        command_result,
+        command_resume,
+        create_charter,
+        create_command,
+        create_helpers,
+        create_instance,
         create_machine,
+        create_node,
+        create_pack,
+        create_standard_executor,
+        create_transition,
+        create_worker_node,
         deserialize_machine,
+        ephemeral_message,
+        machine_node,
+        machine_tool,
         open_machine,
+        resume_item,
         run_command,
         run_machine,
         run_machine_sync,
         run_machine_to_completion,
         serialize_machine,
-    )
-    from flat.tree.changes import SuspendInfo
-    from flat.tree.charter import (
-        Charter,
-    )
-    from flat.tree.commands import (
-        Command,
-        CommandResult,
-        command,
-        command_result,
-        command_resume,
-    )
-    from flat.tree.context import (
-        CommandContext,
-        CommandCtx,
-        Ctx,
-        PackCommandContext,
-        PackContext,
-        PackCtx,
-        ToolContext,
-        TransitionContext,
-    )
-    from flat.tree.create import (
-        create_charter,
-        create_command,
-        create_helpers,
-        create_instance,
-        create_node,
-        create_pack,
-    )
-    from flat.tree.executor import (
-        StandardExecutor,
-        create_standard_executor,
-    )
-    from flat.tree.instance import (
-        Instance,
-    )
-    from flat.tree.machines import (
-        MachineTool,
-        machine_tool,
-    )
-    from flat.tree.messages import (
-        Message,
-        assistant_message,
-        ephemeral_message,
-        resume_item,
-        system_message,
-        tool_result,
-        user_message,
-    )
-    from flat.tree.naming import (
-        Ref,
-    )
-    from flat.tree.node import (
-        ExecutorConfig,
-        Node,
-        Output,
-        create_worker_node,
-        machine_node,
-    )
-    from flat.tree.pack import (
-        Pack,
-    )
-    from flat.tree.prompt import PromptContext
-    from flat.tree.results import (
-        Cede,
-        Spawn,
-        SpawnTarget,
-        Suspend,
-        TransitionTo,
-        cede,
         spawn,
         suspend,
-        transition_to,
-    )
-    from flat.tree.tools import (
-        BuiltinTool,
-        ToolReply,
+        system_message,
         tool,
         tool_reply,
-    )
-    from flat.tree.transitions import (
-        CodeTransition,
-        GeneralTransition,
-        SerialTransition,
-        Transition,
-        create_transition,
+        tool_result,
         transition,
+        transition_to,
+        tree_machine,
+        user_message,
     )
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "flat.tree": (
+        "BuiltinTool Cede Charter CodeTransition Command CommandContext CommandCtx CommandResult "
+        "CommandRun Ctx ExecutorConfig GeneralTransition Instance MachineStep MachineTool Message "
+        "Node Output Pack PackCommandContext PackContext PackCtx PromptContext Ref RunOptions "
+        "SerialTransition Spawn SpawnTarget StandardExecutor Suspend SuspendInfo ToolContext "
+        "ToolReply Transition TransitionContext TransitionTo assistant_message cede command "
+        "command_result command_resume create_charter create_command create_helpers create_instance "
+        "create_machine create_node create_pack create_standard_executor create_transition "
+        "create_worker_node deserialize_machine ephemeral_message machine_node machine_tool "
+        "open_machine resume_item run_command run_machine run_machine_sync run_machine_to_completion "
+        "serialize_machine spawn suspend system_message tool tool_reply tool_result transition "
+        "transition_to tree_machine user_message"
+    ),
+    "flat.runtime.treeload": "find_charter",
+    "flat.runtime.trees": "TreeMachine",
     "flat.runtime.function_tools": ("FunctionTools"),
-    "flat.runtime.trees": (
-        "CommandRun TreeMachine create_machine deserialize_machine open_machine run_command "
-        "run_machine run_machine_sync run_machine_to_completion serialize_machine"
-    ),
-    "flat.runtime.tree_steps": ("MachineStep RunOptions"),
-    "flat.runtime.treeload": ("find_charter tree_machine"),
-    "flat.tree.charter": ("Charter"),
-    "flat.tree.node": ("Node Output create_worker_node machine_node ExecutorConfig"),
-    "flat.tree.instance": ("Instance"),
-    "flat.tree.pack": ("Pack"),
-    "flat.tree.naming": ("Ref"),
-    "flat.tree.changes": "SuspendInfo",
-    "flat.tree.prompt": "PromptContext",
-    "flat.tree.executor": ("StandardExecutor create_standard_executor"),
-    "flat.tree.create": (
-        "create_charter create_command create_helpers create_instance create_node create_pack"
-    ),
-    "flat.tree.results": ("cede spawn suspend transition_to Cede Spawn SpawnTarget Suspend TransitionTo"),
-    "flat.tree.tools": ("tool tool_reply ToolReply BuiltinTool"),
-    "flat.tree.transitions": (
-        "create_transition transition SerialTransition CodeTransition GeneralTransition Transition"
-    ),
-    "flat.tree.commands": ("command command_result command_resume Command CommandResult"),
-    "flat.tree.context": (
-        "CommandCtx Ctx PackCtx CommandContext PackContext PackCommandContext ToolContext TransitionContext"
-    ),
-    "flat.tree.machines": ("machine_tool MachineTool"),
-    "flat.tree.messages": (
-        "Message assistant_message ephemeral_message system_message tool_result user_message resume_item"
-    ),
     "flat.agents.executor_result": "coerce_agent_result",
     "flat.agents.adapters": (
         "AgentAdapter AgentAdapterContext AgentAdapterRegistry AgentExecutor AgentRef "

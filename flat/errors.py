@@ -12,11 +12,12 @@
     │   ├── StateError          a state that its schema refuses
     │   └── CallRefused         a call, a transition or a command that cannot be done; the model is told why
     ├── ExecutionError          a run failed
-    │   ├── AgentFailed         ├── ToolFailed       ├── ActionFailed    ├── HookFailed
-    │   ├── DeadlineExceeded    ├── LimitExceeded    └── Stuck
+    │   ├── AgentFailed         ├── ActionFailed     ├── HookFailed
+    │   └── DeadlineExceeded    └── LimitExceeded
     └── BackendError            storage or coordination
-        ├── ExecutionNotFound   ├── ExecutionBusy    ├── StaleSnapshot ── SignalGone
-        ├── IncompatibleSnapshot                     ├── NotStorable  ├── BadStoreURL
+        ├── ExecutionNotFound   ├── ExecutionBusy ── MachineBusy
+        ├── StaleSnapshot ── SignalGone              ├── IncompatibleSnapshot
+        ├── NotStorable         ├── BadStoreURL
         └── WorkItemNotFound    └── WorkerNotFound   └── WorkNotHeld
 
 Waiting is a status, not an error. Inside a snapshot a failure is data (`core.failure`).
@@ -309,10 +310,6 @@ class AgentFailed(ExecutionError):
         self.rate_limit, self.usage = rate_limit, usage
 
 
-class ToolFailed(ExecutionError):
-    """A tool raised, or gave something that is not a result."""
-
-
 class ActionFailed(ExecutionError):
     """An action raised, or gave something that is not a context."""
 
@@ -331,10 +328,6 @@ class LimitExceeded(ExecutionError):
     """A limit (steps, calls, depth, cost) was reached. What was done so far is kept."""
 
     exit_code = 6
-
-
-class Stuck(ExecutionError):
-    """No transition matched in a state that is not final."""
 
 
 class BackendError(FlatError):

@@ -47,7 +47,9 @@ PATIENCE = 10.0
 LONGEST_PATIENCE = 300.0
 """AWS knows a repeated call by its token for ten minutes, and would carry it out once more after that."""
 CONNECTIONS = 64
+"""Open to the service at the same time, for each event loop."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
+"""Seconds before a call is repeated: at first, and at most."""
 PASSING = frozenset((
     "ConditionalRequestConflict", "InternalError", "InternalFailure", "InternalServerError", "LimitExceededException",
     "OperationAborted", "PriorRequestNotComplete", "ProvisionedThroughputExceededException", "RequestLimitExceeded",

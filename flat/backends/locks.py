@@ -29,6 +29,7 @@ from flat.backends.checks import check_text
 from flat.errors import BackendError
 
 TTL = 300.0
+"""Seconds that a lock lasts unless it is renewed."""
 RENEWALS = 3
 """Renewals within one ttl."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5

@@ -370,6 +370,26 @@ def passes(record: WorkerRecord, filter: Filtering | None, now: float) -> bool:
     )
 
 
+def check_status(status: str | None) -> None:
+    """Raise `UnknownName` unless a listing of jobs can ask for this; None is all."""
+    if status is not None and status not in STATUSES:
+        raise UnknownName("status of jobs", status, STATUSES)
+
+
+def log_poisoned(pool: str, item_id: str, attempts: int, error: str | None) -> None:
+    """Tell the log of a job that nobody will try again by itself."""
+    log.warning("job %s of pool %s is poisoned after %d attempts: %s", item_id, pool, attempts, error)
+
+
+def item_of(row: Sequence[Any]) -> WorkItem:
+    """A job as a row of SQL, where its status is a number."""
+    return WorkItem(
+        id=str(row[0]), data=orjson.loads(row[1]), status=STATUSES[row[2]], claimed_by=row[3], attempts=row[4],
+        max_retries=row[5], created_at=row[6], claimed_at=row[7], lease_until=row[8], error=row[9],
+        result=None if row[10] is None else orjson.loads(row[10]),
+    )  # fmt: skip
+
+
 def number_in(item_id: Any, longest: int = LONGEST_NUMBER) -> int:
     """The number in an id of a job; 0, which no job has, for what cannot be one."""
     if (

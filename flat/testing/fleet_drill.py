@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -81,7 +82,7 @@ class Plan:
     workers: int
     kills: int
     concurrency: int = 8
-    lease: float = 2.0
+    lease: float = 6.0
     pause: float = 0.0
     """Seconds that each action takes."""
     seed: int | None = None
@@ -89,7 +90,7 @@ class Plan:
 
 
 def drill(
-    url: str, *, jobs: int = 300, workers: int = 4, kills: int = 10, concurrency: int = 8, lease: float = 2.0,
+    url: str, *, jobs: int = 300, workers: int = 4, kills: int = 10, concurrency: int = 8, lease: float = 6.0,
     pause: float = 0.0, seed: int | None = None, backend: str = "asyncio",
 ) -> FleetReport:  # fmt: skip
     """Queue jobs in a store, and have them run by processes, `kills` of which are killed, or stopped, and replaced."""
@@ -179,7 +180,9 @@ class _Drill:
             anyio.run(self._work, backend=self.plan.backend)
             code = 0
         except BaseException as error:
-            print(f"worker {os.getpid()}: {error!r}", file=sys.stderr, flush=True)
+            print(f"worker {os.getpid()}:", file=sys.stderr)
+            traceback.print_exception(error)
+            sys.stderr.flush()
         os._exit(code)
 
     def _replace_some(self) -> None:

@@ -22,16 +22,17 @@ stores whose place makes such refusals (`Proxy(port, refusal)`) run `THROTTLE_CH
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import anyio
 
-from flat.backends.protocols import CheckpointStore, Head, Lease
+from flat.backends.protocols import CheckpointStore, Lease
 from flat.errors import BackendError, ExecutionBusy, StaleSnapshot
 from flat.testing.faults_proxy import FAULTS, Fault, Proxy
-from flat.testing.store_case import ALICE, BOB, TTL, birth, refused, signal, step, waiting
+from flat.testing.store_case import ALICE, BOB, TTL, birth, refused, signal, step
 from flat.testing.store_owners import OWNER_CHECKS, StorePlace, entered, opened
+from flat.testing.store_story import HOLDING, STORY, Teller, look
 
 __all__ = ["FAULTS", "FAULT_CHECKS", "THROTTLE_CHECKS", "Fault", "FaultCheck", "Faults", "Proxy"]
 
@@ -72,155 +73,7 @@ def _check(check: FaultCheck) -> FaultCheck:
     return check
 
 
-# -- a story that uses every method of a store ---------------------------------------------------------
-
-
-@dataclass
-class _Teller:
-    """What one telling of the story knows: the lease that it holds."""
-
-    lease: Lease | None = None
-
-    @property
-    def held(self) -> Lease:
-        assert self.lease is not None
-        return self.lease
-
-
-Act = Callable[[CheckpointStore, _Teller], Awaitable[Any]]
-
-
-async def _create(store: CheckpointStore, teller: _Teller) -> Any:
-    return await store.create(birth("other", channels=("news",), status="waiting"))
-
-
-async def _begin(store: CheckpointStore, teller: _Teller) -> Any:
-    teller.lease = await store.begin(birth("e1"), ALICE, now=1000.0, ttl=TTL)
-    return teller.lease is not None
-
-
-async def _plain(store: CheckpointStore, teller: _Teller) -> Any:
-    await store.commit(step(teller.held, 1, b"x" * 100_000))
-
-
-async def _send(store: CheckpointStore, teller: _Teller) -> Any:
-    return await store.send(signal("in", "c1"))
-
-
-async def _everything(store: CheckpointStore, teller: _Teller) -> Any:
-    await store.commit(
-        step(
-            teller.held, 2, base=True, head=waiting("c2", "news", wake_at=5000.0), log=(b"one", b"two"),
-            blobs={"d1": b"blob"}, consume=("in",),
-            send=(signal("out", "news"), signal("mine", "c2", to="e1")),
-            births=(birth("child", parent="e1"),),
-        )
-    )  # fmt: skip
-
-
-async def _ready(store: CheckpointStore, teller: _Teller) -> Any:
-    return [one.execution_id for one in await store.ready(now=1e9)]
-
-
-async def _fan_out(store: CheckpointStore, teller: _Teller) -> Any:
-    return await store.fan_out("out", ["e1", "other"])
-
-
-async def _signals(store: CheckpointStore, teller: _Teller) -> Any:
-    return list(await store.signals("news", to="e1"))
-
-
-async def _take(store: CheckpointStore, teller: _Teller) -> Any:
-    return await store.take("out@other")
-
-
-async def _bury(store: CheckpointStore, teller: _Teller) -> Any:
-    return await store.bury("out@e1", "why", 1003.0)
-
-
-async def _dead(store: CheckpointStore, teller: _Teller) -> Any:
-    return list(await store.dead())
-
-
-async def _revive(store: CheckpointStore, teller: _Teller) -> Any:
-    return await store.revive("out@e1")
-
-
-async def _config(store: CheckpointStore, teller: _Teller) -> Any:
-    await store.put_config("p", b"text")
-    return await store.get_config("p")
-
-
-async def _heartbeat(store: CheckpointStore, teller: _Teller) -> Any:
-    await store.heartbeat(ALICE, now=1005.0, ttl=TTL)
-    return await store.abandoned("e1", now=1005.0 + TTL)
-
-
-async def _request_cancel(store: CheckpointStore, teller: _Teller) -> Any:
-    return await store.request_cancel("e1")
-
-
-async def _cancel_requested(store: CheckpointStore, teller: _Teller) -> Any:
-    return list(await store.cancel_requested("alice"))
-
-
-async def _find(store: CheckpointStore, teller: _Teller) -> Any:
-    return [one.execution_id async for one in store.find(status="waiting")]
-
-
-async def _acquire(store: CheckpointStore, teller: _Teller) -> Any:
-    teller.lease = await store.acquire("e1", ALICE, now=1006.0, ttl=TTL)
-
-
-async def _cancelled(store: CheckpointStore, teller: _Teller) -> Any:
-    await store.commit(
-        step(teller.held, 3, head=Head(status="cancelled"), consume=("mine",), log=(b"three",))
-    )
-
-
-async def _park(store: CheckpointStore, teller: _Teller) -> Any:
-    await store.commit(step(teller.held, 4, head=waiting("c9"), release=True))
-
-
-async def _read(store: CheckpointStore, teller: _Teller) -> Any:
-    found = await store.load("e1", at=1)
-    return found and found.bodies, await store.get_blob("d1"), len(await store.bodies("e1"))
-
-
-async def _delete(store: CheckpointStore, teller: _Teller) -> Any:
-    return await store.delete("other")
-
-
-STORY: tuple[Act, ...] = (
-    _create, _begin, _plain, _send, _everything, _ready, _fan_out, _signals, _take, _bury, _dead, _revive, _config,
-    _heartbeat, _request_cancel, _cancel_requested, _find, _acquire, _cancelled, _park, _read, _delete,
-)  # fmt: skip
-HOLDING = range(STORY.index(_begin) + 1, STORY.index(_park) + 1)
-"""The acts before which the lease is held."""
-
-
-async def _look(store: CheckpointStore) -> Any:
-    """All that is stored, save who owns what."""
-    executions = {}
-    async for found in store.find():
-        name = found.execution_id
-        stored = await store.load(name)
-        assert stored is not None
-        executions[name] = (
-            replace(found, owner=None, token=0), await store.bodies(name), list(stored.log),
-        )  # fmt: skip
-    found_by = {
-        channel: [one.execution_id async for one in store.find(channel=channel)]
-        for channel in ("c2", "c9", "news")
-    }
-    return {
-        "executions": executions, "found by channel": found_by,
-        "found by parent": [one.execution_id async for one in store.find(parent="e1")],
-        "found by timer": [one.execution_id async for one in store.find(due=1e9)],
-        "ready": [one.execution_id for one in await store.ready(now=1e9)],
-        "signals": list(await store.signals()), "dead": list(await store.dead()),
-        "blob": await store.get_blob("d1"), "config": await store.get_config("p"),
-    }  # fmt: skip
+# -- the story, told with faults -----------------------------------------------------------------------
 
 
 @dataclass
@@ -235,15 +88,15 @@ class _Script:
 
 
 async def _undisturbed(make: MakeFaults) -> _Script:
-    script, teller = _Script([], [], []), _Teller()
+    script, teller = _Script([], [], []), Teller()
     async with entered(make) as place, opened(place.direct()) as eye:
         for act in STORY:
-            script.states.append(await _look(eye))
+            script.states.append(await look(eye))
             async with opened(place.through(LONG)) as store:
                 place.proxy.count()
                 script.results.append(await act(store, teller))
                 script.calls.append(place.proxy.calls)
-        script.states.append(await _look(eye))
+        script.states.append(await look(eye))
     return script
 
 
@@ -268,7 +121,7 @@ async def _tell_once(
         opened(place.direct()) as eye,
         opened(place.through(patience)) as store,
     ):
-        teller = _Teller()
+        teller = Teller()
         for number in range(which):
             await STORY[number](eye, teller)
         place.proxy.plan(fault, call)
@@ -288,7 +141,7 @@ async def _tell_once(
         if failed:
             # What was held may be done now, after its caller gave it up.
             await anyio.to_thread.run_sync(place.proxy.wait_settled)
-        state = await _look(eye)
+        state = await look(eye)
         before, after = script.states[which], script.states[which + 1]
         if failed:
             assert state in (before, after), f"{where}: stored by halves"
@@ -304,7 +157,7 @@ async def _tell_once(
         for number in range(following, len(STORY)):
             result = await STORY[number](narrator, teller)
             assert result == script.results[number], f"{where}; later: {STORY[number].__name__}"
-        assert await _look(eye) == script.states[-1], where
+        assert await look(eye) == script.states[-1], where
     return failed
 
 
@@ -399,18 +252,18 @@ async def a_server_that_is_away_from_the_start_is_one_clear_error(make: MakeFaul
             async with refused(BackendError):
                 await store.get("e1")
         place.proxy.heal()
-        assert await store.get("e1") is None
+        await _wait_reached(store)
 
 
 @_check
 async def a_server_that_is_killed_and_started_again_goes_on_with_its_data(make: MakeFaults) -> None:
-    script, teller = await _undisturbed(make), _Teller()
+    script, teller = await _undisturbed(make), Teller()
     async with entered(make) as place, opened(place.through(LONG)) as store:
         for number, act in enumerate(STORY):
-            assert await _look(store) == script.states[number]
+            assert await look(store) == script.states[number]
             place.restart()
             assert await act(store, teller) == script.results[number]
-        assert await _look(store) == script.states[-1]
+        assert await look(store) == script.states[-1]
 
 
 @_check

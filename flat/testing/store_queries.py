@@ -1,13 +1,8 @@
-"""Checks of the reading half of a store: loading, finding, signals, values, and names that mean harm."""
+"""Checks of the reading half of a store: loading, finding, and signals in their order."""
 
 from __future__ import annotations
 
-import hashlib
-
-import anyio
-
 from flat.backends.protocols import Head
-from flat.errors import FlatError, StaleSnapshot
 from flat.testing.store_case import (
     ALICE,
     TTL,
@@ -17,8 +12,6 @@ from flat.testing.store_case import (
     birth,
     execution,
     ids,
-    newest,
-    refused,
     signal,
     signal_ids,
     step,
@@ -27,13 +20,6 @@ from flat.testing.store_case import (
 
 LONE = Checks()
 SHARED = Checks()
-
-HOSTILE = (
-    "nul\0in the middle", "../../etc/passwd", "..", ".", "/absolute", "a/b\\c", "", " ", "x" * 5000,
-    "ünï©ødé 日本 🙂", "'; DROP TABLE executions; --", "%_*?[a]", "CON", "nul.txt", "trailing.",
-    "line\nbreak",
-    "Case", "case", "a~b", "-rf", "journal", "lock", "e1.tmp", "\u202egnp", "e\u0301", "\u00e9",
-)  # fmt: skip
 
 
 @LONE
@@ -108,36 +94,6 @@ async def an_earlier_step_has_the_log_of_its_time(place: Place) -> None:
         assert stored is not None
         logs.append(list(stored.log))
     assert logs == [[], [b"a", b"b"], [b"a", b"b"], [b"a", b"b", b"c"]]
-
-
-@LONE
-async def bodies_are_any_bytes(place: Place) -> None:
-    store = place.open()
-    bodies = [b"", b"\0", bytes(range(256)), b"x" * 5_000, b"\n" * 3, b"{}", "日本".encode()]
-    await store.create(birth(body=bodies[0]))
-    lease = await store.acquire("e1", ALICE, now=0, ttl=TTL)
-    for seq, body in enumerate(bodies[1:], 1):
-        await store.commit(
-            step(lease, seq, body, log=(body,), blobs={f"d{seq}": body}, send=(signal(f"s{seq}", body=body),))
-        )
-    assert [body for _, _, body in await store.bodies("e1")] == bodies
-    stored = await store.load("e1")
-    assert stored is not None
-    assert list(stored.log) == bodies[1:]
-    assert [await store.get_blob(f"d{seq}") for seq in range(1, len(bodies))] == bodies[1:]
-    assert [one.body for one in await store.signals()] == bodies[1:]
-
-
-@LONE
-async def a_large_body_comes_back_whole(place: Place) -> None:
-    store = place.open()
-    lease = await begin(store)
-    body = hashlib.sha256(b"seed").digest() * 100_000
-    await store.commit(step(lease, 1, body))
-    await store.commit(step(lease, 2))
-    stored = await store.load("e1", at=1)
-    assert stored is not None
-    assert stored.bodies[-1] == (1, body)
 
 
 @LONE
@@ -320,169 +276,6 @@ async def a_signal_is_sent_once(place: Place) -> None:
     assert not await store.send(signal("s", "c1", b"second"))
     assert not await store.send(signal("s", "c2", b"elsewhere"))
     assert [one.body for one in await store.signals()] == [b"first"]
-
-
-@LONE
-async def the_first_config_under_a_digest_stays(place: Place) -> None:
-    store = place.open()
-    await store.put_config("p", b"first")
-    await store.put_config("p", b"second")
-    await store.put_config("q", b"")
-    assert await store.get_config("p") == b"first"
-    assert await store.get_config("q") == b""
-    assert await store.get_config("r") is None
-
-
-@LONE
-async def the_same_blob_is_stored_once(place: Place) -> None:
-    store = place.open()
-    first, second = await begin(store, "e1"), await begin(store, "e2")
-    await store.commit(step(first, 1, blobs={"d": b"value", "e": b"other"}))
-    await store.commit(step(second, 1, blobs={"d": b"value"}))
-    assert await store.get_blob("d") == b"value"
-    assert await store.get_blob("f") is None
-
-
-@LONE
-async def blobs_and_configs_are_apart(place: Place) -> None:
-    store = place.open()
-    lease = await begin(store)
-    await store.put_config("d", b"config")
-    await store.commit(step(lease, 1, blobs={"d": b"blob"}))
-    assert (await store.get_config("d"), await store.get_blob("d")) == (b"config", b"blob")
-
-
-@LONE
-async def hostile_ids_are_ids_like_any_other(place: Place) -> None:
-    store = place.open()
-    for number, name in enumerate(HOSTILE):
-        assert await store.create(birth(name, str(number).encode())), name
-        lease = await store.acquire(name, ALICE, now=0, ttl=TTL)
-        await store.commit(step(lease, 1, log=(b"line",)))
-        await store.request_cancel(name)
-    assert sorted(await ids(store.find())) == sorted(HOSTILE)
-    assert sorted(await store.cancel_requested("alice")) == sorted(HOSTILE)
-    for number, name in enumerate(HOSTILE):
-        assert (await execution(store, name)).execution_id == name
-        assert [body for _, _, body in await store.bodies(name)] == [str(number).encode(), b"body 1"]
-        assert await store.delete(name)
-        assert await store.get(name) is None
-
-
-@LONE
-async def hostile_channels_are_channels_like_any_other(place: Place) -> None:
-    store = place.open()
-    lease = await begin(store)
-    await store.commit(step(lease, 1, head=waiting(*HOSTILE)))
-    assert (await execution(store)).channels == HOSTILE
-    for number, name in enumerate(HOSTILE):
-        await store.send(signal(name, name, str(number).encode()))
-        assert await ids(store.find(channel=name)) == ["e1"], name
-        assert [(one.signal_id, one.channel, one.body) for one in await store.signals(name)] == [
-            (name, name, str(number).encode())
-        ]
-    await store.commit(step(lease, 2, consume=HOSTILE, head=Head(status="running")))
-    assert list(await store.signals()) == []
-
-
-@LONE
-async def hostile_digests_and_owners_do_no_harm(place: Place) -> None:
-    store = place.open()
-    for number, name in enumerate(HOSTILE):
-        await store.put_config(name, str(number).encode())
-        lease = await begin(store, f"e{number}")
-        await store.commit(step(lease, 1, blobs={name: str(number).encode()}))
-    for number, name in enumerate(HOSTILE):
-        assert await store.get_config(name) == str(number).encode()
-        assert await store.get_blob(name) == str(number).encode()
-        assert list(await store.cancel_requested(name)) == []
-
-
-@LONE
-async def text_that_is_not_unicode_is_refused_and_leaves_nothing(place: Place) -> None:
-    store = place.open()
-    lease = await begin(store)
-    half = "half \ud83d"
-    async with refused(FlatError):
-        await store.create(birth(half))
-    async with refused(FlatError):
-        await store.send(signal(half))
-    async with refused(FlatError):
-        await store.send(signal("s", half))
-    for rest in ({"head": waiting(half)}, {"births": (birth(half),)}, {"send": (signal("s", half),)}):
-        async with refused(FlatError):
-            await store.commit(step(lease, 1, **rest))
-    async with refused(FlatError):
-        await store.get(half)
-    assert await newest(store) == 0
-    assert list(await store.signals()) == []
-    await store.commit(step(lease, 1))
-    assert await ids(store.find()) == ["e1"]
-
-
-@LONE
-async def many_executions_commit_at_once(place: Place) -> None:
-    store = place.open()
-    names = [f"e{number}" for number in range(24)]
-
-    async def drive(name: str) -> None:
-        lease = await begin(store, name)
-        for seq in range(1, 9):
-            await store.commit(step(lease, seq, f"{name}/{seq}".encode(), log=(b"line",) if seq == 4 else ()))
-        await store.release(lease)
-
-    async with anyio.create_task_group() as group:
-        for name in names:
-            group.start_soon(drive, name)
-    for name in names:
-        assert [body for _, _, body in await store.bodies(name)][1:] == [
-            f"{name}/{seq}".encode() for seq in range(1, 9)
-        ]
-
-
-@LONE
-async def one_number_is_won_by_one_of_many(place: Place) -> None:
-    store = place.open()
-    lease = await begin(store)
-    await begin(store, "bystander")
-    won: list[int] = []
-
-    async def try_it(number: int) -> None:
-        try:
-            await store.commit(step(lease, 1, str(number).encode()))
-        except StaleSnapshot:
-            return
-        won.append(number)
-
-    async with anyio.create_task_group() as group:
-        for number in range(12):
-            group.start_soon(try_it, number)
-    assert len(won) == 1
-    assert await store.bodies("e1") == [(0, True, b"body 0"), (1, False, str(won[0]).encode())]
-
-
-@SHARED
-async def hostile_names_survive_reopening(place: Place) -> None:
-    store = place.open()
-    for name in HOSTILE:
-        await store.create(birth(name, channels=(name,)))
-        await store.send(signal(name, name))
-    store = await place.reopen(store)
-    assert await ids(store.find()) == list(reversed(HOSTILE))
-    assert await signal_ids(store) == list(HOSTILE)
-
-
-@LONE
-async def an_execution_is_abandoned_when_its_owner_is_heard_of_no_more(place: Place) -> None:
-    store = place.open()
-    lease = await begin(store)
-    assert not await store.abandoned("e1", now=1000.0 + TTL)
-    assert await store.abandoned("e1", now=1001.0 + TTL)
-    await store.heartbeat(ALICE, now=1020.0, ttl=TTL)
-    assert not await store.abandoned("e1", now=1020.0 + TTL)
-    await store.release(lease)
-    assert not await store.abandoned("e1", now=9999.0)
-    assert not await store.abandoned("nobody", now=9999.0)
 
 
 @SHARED

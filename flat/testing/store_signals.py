@@ -23,7 +23,7 @@ from flat.testing.store_case import (
     step,
     waiting,
 )
-from flat.testing.store_queries import HOSTILE
+from flat.testing.store_values import HOSTILE
 
 LONE = Checks()
 SHARED = Checks()

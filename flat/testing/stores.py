@@ -20,15 +20,19 @@ Each check wants an empty place. A store whose objects share nothing, such as on
 
 from __future__ import annotations
 
-from flat.testing import store_commits, store_queries, store_signals
+from flat.testing import store_commits, store_leases, store_queries, store_signals, store_values
 from flat.testing.store_case import Check, Place
 
 __all__ = ["CHECKS", "LONE_CHECKS", "SHARED_CHECKS", "Check", "Place"]
 
-LONE_CHECKS: tuple[Check, ...] = (*store_commits.LONE, *store_queries.LONE, *store_signals.LONE)
+LONE_CHECKS: tuple[Check, ...] = (
+    *store_leases.LONE, *store_commits.LONE, *store_queries.LONE, *store_values.LONE, *store_signals.LONE,
+)  # fmt: skip
 """Checks that one store object passes or fails."""
 
-SHARED_CHECKS: tuple[Check, ...] = (*store_commits.SHARED, *store_queries.SHARED, *store_signals.SHARED)
+SHARED_CHECKS: tuple[Check, ...] = (
+    *store_leases.SHARED, *store_commits.SHARED, *store_queries.SHARED, *store_values.SHARED, *store_signals.SHARED,
+)  # fmt: skip
 """Checks that need several store objects on the same data."""
 
 CHECKS: tuple[Check, ...] = LONE_CHECKS + SHARED_CHECKS

@@ -23,7 +23,7 @@ Each check wants an empty place. Backends whose objects share nothing, such as t
 
 from __future__ import annotations
 
-from flat.testing import work_pools, work_register
+from flat.testing import work_claims, work_pools, work_register
 from flat.testing.work_case import Clock, WorkCheck, WorkPlace
 
 __all__ = [
@@ -36,10 +36,10 @@ __all__ = [
     "WorkPlace",
 ]
 
-LONE_WORK_CHECKS: tuple[WorkCheck, ...] = tuple(work_pools.LONE)
+LONE_WORK_CHECKS: tuple[WorkCheck, ...] = (*work_pools.LONE, *work_claims.LONE)
 """Checks that one work backend object passes or fails."""
 
-WORK_CHECKS: tuple[WorkCheck, ...] = (*work_pools.LONE, *work_pools.SHARED)
+WORK_CHECKS: tuple[WorkCheck, ...] = LONE_WORK_CHECKS + tuple(work_pools.SHARED)
 """All checks of a work backend."""
 
 LONE_REGISTRATION_CHECKS: tuple[WorkCheck, ...] = tuple(work_register.LONE)

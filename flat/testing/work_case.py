@@ -61,3 +61,17 @@ class WorkChecks(list[WorkCheck]):
     def __call__(self, check: WorkCheck) -> WorkCheck:
         self.append(check)
         return check
+
+
+async def drained(pool: WorkPool, worker: str = "drain") -> list[Any]:
+    """The data of all pending jobs, in the order in which they are claimed."""
+    found = []
+    while (item := await pool.claim(worker)) is not None:
+        found.append(item.data)
+    return found
+
+
+async def claimed(pool: WorkPool, worker: str = "w1", **options: Any) -> str:
+    item = await pool.claim(worker, **options)
+    assert item is not None, "there was a pending job, and none was given"
+    return item.id

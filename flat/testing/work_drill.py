@@ -6,7 +6,7 @@
 `make` is `module:function` of a function that opens the backend, and the mapping holds its arguments, as JSON,
 to which `keep_done` is added. Workers write a line to one pipe at every claim and every completion. Who reads the
 pipe knows what was given to whom, in which attempt: a job that was given to two workers at once shows by two
-claims of one attempt.
+claims of one attempt. The pool is filled when all workers are there, so that none has done all before the others begin.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 import anyio
 
@@ -32,6 +33,7 @@ from flat.backends.work import WorkBackend
 POOL = "drill"
 SILENCE = 1.0
 """Seconds without a word after which the workers are looked at."""
+LOOK_EVERY = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +53,7 @@ class DrillReport:
     failed: int
     """Workers that ended with an error of their own."""
     seconds: float
-    """From the first line of a worker to the last."""
+    """From the first claim to the last word of a worker."""
     by_worker: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -62,10 +64,15 @@ class DrillReport:
 
 def drill(
     make: str, arguments: Mapping[str, Any], *, workers: int = 8, jobs: int = 1000, kills: int = 10,
-    seed: int | None = None,
+    seed: int | None = None, backlog: int | None = None,
 ) -> DrillReport:  # fmt: skip
-    """Fill a pool, and have it drained by processes, `kills` of which are killed and replaced."""
-    return _Drill(make, {**arguments, "keep_done": True}, workers, jobs, kills, random.Random(seed)).run()
+    """Fill a pool, and have it drained by processes, `kills` of which are killed and replaced.
+
+    `backlog`: how many jobs wait at a time, at most; for a server that gets slow by their number.
+    """
+    made = _Drill(make, {**arguments, "keep_done": True}, workers, jobs, kills, random.Random(seed))
+    made.backlog = backlog or jobs
+    return made.run()
 
 
 class _Drill:
@@ -77,60 +84,73 @@ class _Drill:
         self.make, self.arguments, self.jobs, self.chance = make, arguments, jobs, chance
         self.alive: dict[str, subprocess.Popen[bytes]] = {}
         self.killed = self.released = self.failed = self.started = 0
+        self.ready = self.pushed = self.ended = 0
+        """Workers that are there; jobs that were pushed, and those that were completed."""
+        self.backlog = jobs
         # Half of those that die do so while they hold a job, the others whenever it happens.
         self.suicides = kills // 2
         self.moments = sorted(chance.randrange(1, 2 * jobs) for _ in range(kills - self.suicides))
         self.workers = workers
 
     def run(self) -> DrillReport:
-        anyio.run(self._fill)
-        reading, self.writing = os.pipe()
-        try:
-            for _ in range(self.workers):
-                self._start()
-            lines = self._listen(reading)
-        finally:
-            for process in self.alive.values():
-                process.kill()
-                process.wait()
+        with _pipe() as (hearing, self.telling), _pipe() as (self.filled, self.filling):
+            try:
+                for _ in range(self.workers):
+                    self._start()
+                lines = self._listen(hearing.fileno())
+            finally:
+                for process in self.alive.values():
+                    process.kill()
+                    process.wait()
         claims = Counter((job, attempt) for _, what, _, job, attempt in lines if what == "claimed")
         ends = Counter(job for _, what, _, job, _ in lines if what == "done")
         return DrillReport(
             jobs=self.jobs, done=anyio.run(self._done), killed=self.killed, released=self.released,
             failed=self.failed, given_twice=sum(n > 1 for n in claims.values()),
             ended_twice=sum(n > 1 for n in ends.values()),
-            seconds=lines[-1][0] - lines[0][0] if lines else 0.0,
+            seconds=lines[-1][0] - next((at for at, what, *_ in lines if what == "claimed"), lines[-1][0]),
             by_worker=Counter(worker for _, what, worker, _, _ in lines if what == "done"),
         )  # fmt: skip
 
-    def _listen(self, reading: int) -> list[tuple[float, str, str, str, str]]:
+    def _listen(self, hearing: int) -> list[tuple[float, str, str, str, str]]:
         """Read what the workers say until the last of them has ended; kill and replace meanwhile."""
         lines: list[tuple[float, str, str, str, str]] = []
         rest = b""
-        try:
-            while self.alive:
-                ready, _, _ = select.select([reading], [], [], SILENCE)
-                if not ready:
-                    self._bury_the_silent()
-                    continue
-                *whole, rest = (rest + os.read(reading, 65_536)).split(b"\n")
-                for line in whole:
-                    what, worker, job, attempt = line.decode().split()
-                    lines.append((time.perf_counter(), what, worker, job, attempt))
-                    self._react(what, worker, len(lines))
-        finally:
-            os.close(reading)
-            os.close(self.writing)
+        while self.alive:
+            if self.ready + self.failed >= self.workers:
+                self._fill_up()
+            ready, _, _ = select.select([hearing], [], [], SILENCE)
+            if not ready:
+                self._bury_the_silent()
+                continue
+            *whole, rest = (rest + os.read(hearing, 65_536)).split(b"\n")
+            for line in whole:
+                what, worker, job, attempt = line.decode().split()
+                lines.append((time.perf_counter(), what, worker, job, attempt))
+                self._react(what, worker, len(lines))
         return lines
 
     def _react(self, what: str, worker: str, number: int) -> None:
         if what == "ended":
             self._bury(worker)
+        elif what == "ready":
+            self.ready += 1
         elif what == "dying":
             self._replace(worker)
         elif self.moments and number >= self.moments[0] and self.alive:
             self.moments.pop(0)
             self._replace(self.chance.choice(sorted(self.alive)), kill=True)
+        self.ended += what == "done"
+
+    def _fill_up(self) -> None:
+        """Push jobs when half of those that may wait have been done; tell the workers when these were the last."""
+        left = self.jobs - self.pushed
+        more = min(left, self.backlog - (self.pushed - self.ended))
+        if left and more >= min(left, self.backlog // 2):
+            anyio.run(self._fill, range(self.pushed, self.pushed + more))
+            self.pushed += more
+        if self.pushed == self.jobs:
+            self.filling.close()
 
     def _bury_the_silent(self) -> None:
         """Workers that ended without a word, such as those that could not even begin."""
@@ -144,11 +164,12 @@ class _Drill:
         if self.suicides and self.started > 1:
             self.suicides -= 1
             dies = self.chance.randrange(1, max(2, self.jobs // (4 * self.workers)))
+        ends = [self.telling.fileno(), self.filled.fileno()]
         command = [
             sys.executable, "-m", "flat.testing.work_drill", self.make, json.dumps(self.arguments), worker,
-            str(self.writing), str(dies),
+            *map(str, ends), str(dies),
         ]  # fmt: skip
-        self.alive[worker] = subprocess.Popen(command, pass_fds=[self.writing])
+        self.alive[worker] = subprocess.Popen(command, pass_fds=ends)
 
     def _bury(self, worker: str) -> None:
         if (process := self.alive.pop(worker, None)) is not None and process.wait() != 0:
@@ -170,9 +191,9 @@ class _Drill:
 
     # -- in the pool --------------------------------------------------------------------------
 
-    async def _fill(self) -> None:
+    async def _fill(self, numbers: range) -> None:
         backend = _open(self.make, self.arguments)
-        await backend.pool(POOL).push_many([{"n": n} for n in range(self.jobs)], max_retries=1_000_000)
+        await backend.pool(POOL).push_many([{"n": n} for n in numbers], max_retries=1_000_000)
         await backend.close()
 
     async def _release(self, worker: str) -> int:
@@ -188,14 +209,24 @@ class _Drill:
         return len({item.data["n"] for item in items})
 
 
+@contextmanager
+def _pipe() -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """Both ends of a pipe, closed in the end."""
+    reading, writing = os.pipe()
+    with open(reading, "rb", 0) as one, open(writing, "wb", 0) as other:
+        yield one, other
+
+
 def _open(make: str, arguments: Mapping[str, Any]) -> WorkBackend:
     module, _, function = make.partition(":")
     backend: WorkBackend = getattr(importlib.import_module(module), function)(**arguments)
     return backend
 
 
-async def _work(make: str, arguments: Mapping[str, Any], worker: str, pipe: int, dies: int) -> None:
-    """What a worker process does: claim and complete until there is nothing left."""
+async def _work(
+    make: str, arguments: Mapping[str, Any], worker: str, pipe: int, filled: int, dies: int
+) -> None:
+    """What a worker process does: claim and complete until there is nothing left, and nothing more to come."""
     backend = _open(make, arguments)
     pool = backend.pool(POOL)
     claims = 0
@@ -203,7 +234,15 @@ async def _work(make: str, arguments: Mapping[str, Any], worker: str, pipe: int,
     def say(what: str, job: str = "-", attempt: int = 0) -> None:
         os.write(pipe, f"{what} {worker} {job} {attempt}\n".encode())  # short enough to be written whole
 
-    while (item := await pool.claim(worker)) is not None:
+    await pool.size()
+    say("ready")
+    while True:
+        over = bool(select.select([filled], [], [], 0)[0])
+        if (item := await pool.claim(worker)) is None:
+            if over:
+                break
+            await anyio.sleep(LOOK_EVERY)
+            continue
         say("claimed", item.id, item.attempts)
         claims += 1
         if claims == dies:
@@ -216,4 +255,5 @@ async def _work(make: str, arguments: Mapping[str, Any], worker: str, pipe: int,
 
 
 if __name__ == "__main__":
-    anyio.run(_work, sys.argv[1], json.loads(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+    make, arguments, worker, pipe, filled, dies = sys.argv[1:]
+    anyio.run(_work, make, json.loads(arguments), worker, int(pipe), int(filled), int(dies))

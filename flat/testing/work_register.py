@@ -7,7 +7,7 @@ from typing import Any
 from flat.backends.work import RegistrationBackend, WorkerFilter, WorkerRecord, WorkerRegistration
 from flat.errors import BackendError, NotStorable, WorkerNotFound
 from flat.testing.store_case import refused
-from flat.testing.store_queries import HOSTILE
+from flat.testing.store_values import HOSTILE
 from flat.testing.work_case import START, WorkChecks, WorkPlace
 
 LONE = WorkChecks()

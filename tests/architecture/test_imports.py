@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 import os
 import subprocess
@@ -100,6 +102,26 @@ def test_the_public_names_are_these() -> None:
     assert flat.__all__ == PUBLIC.read_text().split()
     for name in flat.__all__:
         assert getattr(flat, name) is not None, name
+
+
+@pytest.mark.parametrize("package", ["flat", "flat.tree"])
+def test_type_checkers_see_every_public_name_where_it_is(package: str) -> None:
+    """What is imported for them and where a name is looked up when it is used are two lists of the same."""
+    module = importlib.import_module(package)
+    tree = ast.parse(Path(str(module.__file__)).read_text())
+    (block,) = [
+        part for part in tree.body if isinstance(part, ast.If) and ast.unparse(part.test) == "TYPE_CHECKING"
+    ]
+    seen = {
+        name.asname or name.name: f"{part.module}.{name.name}"
+        for part in block.body
+        if isinstance(part, ast.ImportFrom)
+        for name in part.names
+    }
+    assert sorted(seen) == module.__all__
+    for name, place in seen.items():
+        home, _, inner = place.rpartition(".")
+        assert getattr(module, name) is getattr(importlib.import_module(home), inner), name
 
 
 def test_an_unknown_public_name_is_an_attribute_error() -> None:

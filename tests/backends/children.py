@@ -1,4 +1,4 @@
-"""Processes that the store tests start: `python children.py CASE STORE_URL`. Each says what it found."""
+"""Processes that the store tests start: `python children.py CASE STORE_URL COUNT`. Each says what it found."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from flat.backends import open_store, this_process
 from flat.backends.protocols import CheckpointStore
 from flat.errors import BackendError, ExecutionBusy, StaleSnapshot
 from flat.testing.store_case import birth, step
+
+COUNT = int(sys.argv[3])
+"""How often to do what is done many times."""
 
 
 def say(text: str) -> None:
@@ -83,7 +86,7 @@ async def take(store: CheckpointStore) -> None:
     say("ready")
     hear()
     got, seq = [], 1
-    for number in range(30):
+    for number in range(COUNT):
         try:
             await store.commit(step(lease, seq, consume=(f"s{number}",)))
             seq += 1
@@ -108,7 +111,7 @@ async def append(store: CheckpointStore) -> None:
     name = f"e{os.getpid()}"
     await store.create(birth(name))
     lease = await store.acquire(name, this_process(), now=time.time(), ttl=60)
-    for seq in range(1, 41):
+    for seq in range(1, COUNT + 1):
         await store.commit(step(lease, seq, log=(b"line",) if seq % 4 == 0 else ()))
     await store.release(lease)
     say("done")

@@ -1,4 +1,4 @@
-"""Servers that the tests of stores share, started when the first test asks for one."""
+"""What the tests of stores have besides the servers that all tests share."""
 
 from __future__ import annotations
 
@@ -9,24 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from flat.testing.servers import (
-    AwsServer,
-    ConsulServer,
-    PostgresServer,
-    aws_server,
-    consul_program,
-    consul_server,
-    postgres_server,
-)
+from flat.testing.servers import ConsulServer, PostgresServer, consul_program, consul_server
 
 FETCH = Path(__file__).parents[2] / ".ci" / "consul"
 FETCH_SECONDS = 180.0
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
-    with postgres_server() as started:
-        yield started
 
 
 @pytest.fixture
@@ -35,12 +21,6 @@ def postgres_url(postgres: PostgresServer) -> Iterator[str]:
     schema = postgres.borrow()
     yield postgres.url(schema)
     postgres.give_back(schema)
-
-
-@pytest.fixture(scope="session")
-def aws() -> Iterator[AwsServer]:
-    with aws_server() as started:
-        yield started
 
 
 @pytest.fixture(scope="session")

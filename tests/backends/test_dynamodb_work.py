@@ -5,12 +5,11 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from flat.backends.dynamodb.register import DynamoLock, DynamoRegistrationBackend
+from flat.backends.dynamodb.lock import DynamoLock
+from flat.backends.dynamodb.register import DynamoRegistrationBackend
 from flat.backends.dynamodb.work import DynamoWorkBackend
 from flat.backends.work import WorkBackend
-from flat.errors import BackendError, NotStorable
 from flat.testing.servers import AwsServer
-from flat.testing.store_signals import MEANT_HARM
 from flat.testing.work import REGISTRATION_CHECKS, WORK_CHECKS, Clock, WorkCheck, WorkPlace
 
 
@@ -68,7 +67,7 @@ async def test_a_large_job_and_its_result_come_back_whole_and_leave_nothing(aws:
         assert await work.table.query("looking", f"jv#{int(pushed):020d}") == []
 
 
-# -- locks ------------------------------------------------------------------------------------------
+# -- locks: what is theirs alone; the rest is in test_locks -----------------------------------------
 
 
 class At:
@@ -80,82 +79,23 @@ class At:
 
 
 @pytest.mark.anyio
-async def test_a_lock_has_one_holder_and_tokens_that_rise(aws: AwsServer) -> None:
+async def test_a_lock_ends_by_the_clock_of_whoever_wants_it(aws: AwsServer) -> None:
     url, clock = aws.url(), At()
-    one = DynamoLock(url, owner="one", ttl=10, clock=clock)
-    other = DynamoLock(url, owner="other", ttl=10, clock=clock)
-    assert await one.acquire("k")
-    assert not await other.acquire("k")
-    first = one.tokens["k"]
-    clock.now += 9
-    assert await one.acquire("k")
-    assert one.tokens["k"] == first, "it was kept, and did not change hands"
-    clock.now += 9
-    assert not await other.acquire("k")
-    clock.now += 2
-    assert await other.acquire("k")
-    assert other.tokens["k"] > first
-    await one.release("k")
-    assert not await one.acquire("k")
-    await other.release("k")
-    assert await one.acquire("k")
-    assert one.tokens["k"] > first + 1
-    await one.close()
-    await other.close()
-
-
-@pytest.mark.anyio
-async def test_a_lock_is_renewed_until_somebody_else_has_it(aws: AwsServer) -> None:
-    url, clock = aws.url(), At()
-    one, other = DynamoLock(url, ttl=10, clock=clock), DynamoLock(url, ttl=10, clock=clock)
-    assert not await one.renew("k")
-    assert await one.acquire("k")
-    for _ in range(3):
-        clock.now += 9
-        assert await one.renew("k")
-    clock.now += 11
-    assert await one.renew("k"), "it was over, and nobody had it since"
-    assert not await other.acquire("k")
-    clock.now += 11
-    assert await other.acquire("k")
-    with anyio.fail_after(10):
-        one.ttl = 0.03
-        await one.keep()
-    assert one.tokens == {}
-    await one.release("k")
-    await other.close()
-    assert await one.acquire("k"), "what was held was given back"
-    await one.close()
-
-
-@pytest.mark.anyio
-async def test_of_many_that_want_a_lock_one_gets_it(aws: AwsServer) -> None:
-    url, won = aws.url(), []
-    locks = [DynamoLock(url, owner=f"o{n}") for n in range(8)]
-
-    async def want(lock: DynamoLock, key: str) -> None:
-        if await lock.acquire(key):
-            won.append(key)
-
-    async with anyio.create_task_group() as group:
-        for n in range(5):
-            for lock in locks:
-                group.start_soon(want, lock, f"k{n}")
-    assert sorted(won) == [f"k{n}" for n in range(5)]
-    for lock in locks:
-        await lock.close()
-
-
-@pytest.mark.anyio
-async def test_hostile_names_are_locks_like_any_other(aws: AwsServer) -> None:
-    url = aws.url()
-    one, other = DynamoLock(url, owner="one"), DynamoLock(url, owner="other")
-    for key in MEANT_HARM[:40]:
-        assert await one.acquire(key), key
-        assert not await other.acquire(key), key
-    with pytest.raises(NotStorable):
-        await one.acquire("half \ud83d")
-    with pytest.raises(BackendError, match="above 0"):
-        DynamoLock(url, owner="x", ttl=0)
-    await one.close()
-    await other.close()
+    async with DynamoLock(url, ttl=10, clock=clock) as one, DynamoLock(url, ttl=10, clock=clock) as other:
+        assert await one.acquire("k")
+        for _ in range(3):
+            clock.now += 9
+            assert await one.renew("k")
+            assert not await other.acquire("k")
+        clock.now += 11
+        assert not await one.renew("k"), "it had ended"
+        first = await other.lease("k")
+        assert first is not None
+        clock.now += 11
+        assert await one.acquire("k")
+        assert one.held["k"].token > first.token
+        assert not await other.holds(first)
+        with anyio.fail_after(10):
+            other.ttl = other.pause = 0.01
+            await other.keep()
+        assert other.held == {}

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import anyio
 import pytest
 
 import flat
+from flat.backends.dynamodb.lock import DynamoLock
 from flat.backends.locks import LeaseLock, LockLost
 from flat.backends.postgres.lock import PostgresLock
 from flat.backends.redis.lock import RedisLock
 from flat.backends.sqlite.lock import SQLiteLock
 from flat.errors import BackendError, NotStorable
-from flat.testing.servers import PostgresServer, RedisServer, redis_server
-from flat.testing.store_queries import HOSTILE
+from flat.testing.servers import AwsServer, PostgresServer
+from flat.testing.store_values import HOSTILE
 
 pytestmark = pytest.mark.anyio
 
 MakeLock = Callable[..., LeaseLock]
 
 
-@pytest.fixture(scope="module")
-def redis() -> Iterator[RedisServer]:
-    with redis_server() as started:
-        yield started
-
-
-@pytest.fixture(params=["sqlite", "postgres", "redis"])
+@pytest.fixture(params=["sqlite", "postgres", "redis", "dynamodb"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> MakeLock:
     """What opens another lock at one and the same place."""
     match request.param:
@@ -39,6 +35,10 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> MakeLock:
             server: PostgresServer = request.getfixturevalue("postgres")
             url = server.url()
             return lambda **more: PostgresLock(url, **more)
+        case "dynamodb":
+            account: AwsServer = request.getfixturevalue("aws")
+            table = account.url()
+            return lambda **more: DynamoLock(table, **more)
     server_url = request.getfixturevalue("redis").url()
     return lambda **more: RedisLock(server_url, **more)
 
@@ -91,14 +91,14 @@ async def test_tokens_rise_whoever_holds_the_lock_also_after_it_was_free(make: M
 
 
 async def test_of_many_that_want_a_lock_at_once_one_gets_it(make: MakeLock) -> None:
-    won: list[tuple[int, str]] = []
+    won: list[str] = []
     together = threading.Barrier(6)
 
     async def want() -> None:
         lock = make(ttl=60)
         for n in range(5):
-            if (lease := await lock.lease(f"k{n}")) is not None:
-                won.append((lease.token, lease.key))
+            if await lock.acquire(f"k{n}"):
+                won.append(f"k{n}")
 
     def thread() -> None:
         together.wait(20)
@@ -109,8 +109,25 @@ async def test_of_many_that_want_a_lock_at_once_one_gets_it(make: MakeLock) -> N
         one.start()
     for one in threads:
         await anyio.to_thread.run_sync(one.join)
-    assert sorted(key for _, key in won) == [f"k{n}" for n in range(5)]
-    assert len({token for token, _ in won}) == 5
+    assert sorted(won) == [f"k{n}" for n in range(5)]
+
+
+async def test_a_lock_is_held_for_a_block_and_waited_for(make: MakeLock) -> None:
+    tokens: list[int] = []
+    async with make() as one, make() as two:
+
+        async def second() -> None:
+            async with two.hold("k") as lease:
+                tokens.append(lease.token)
+
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as group, one.hold("k") as lease:
+                group.start_soon(second)
+                for _ in range(20):
+                    assert await one.holds(lease)
+                tokens.append(lease.token)
+    assert len(tokens) == 2
+    assert tokens == sorted(tokens)
 
 
 async def _lose(lock: LeaseLock, other: LeaseLock) -> None:
@@ -123,6 +140,11 @@ async def _lose(lock: LeaseLock, other: LeaseLock) -> None:
             await anyio.sleep_forever()
 
 
+async def _break(lock: LeaseLock) -> None:
+    async with lock.hold("k"):
+        raise ValueError("mine")
+
+
 async def test_a_lock_that_is_kept_does_not_end_and_one_that_is_lost_cancels_its_block(
     make: MakeLock,
 ) -> None:
@@ -130,12 +152,16 @@ async def test_a_lock_that_is_kept_does_not_end_and_one_that_is_lost_cancels_its
         lock.pause = 0.05  # a busy machine may be late many times over
         with pytest.raises(LockLost, match="not renewed in time"):
             await _lose(lock, other)
+        with pytest.raises(ValueError, match="mine"):
+            await _break(lock)
         assert await other.acquire("k")
         with pytest.raises(BackendError, match="would wait for itself"):
             async with other.hold("k"):
                 pass
     with pytest.raises(BackendError, match="above 0"):
         make(ttl=0)
+    copy = pickle.loads(pickle.dumps(LockLost("k", "why")))
+    assert (copy.key, str(copy)) == ("k", 'the lock "k" was lost: why')
 
 
 async def test_objects_of_one_owner_are_one_holder(tmp_path: Path, postgres: PostgresServer) -> None:

@@ -15,14 +15,11 @@ import psycopg
 import pytest
 
 from flat.backends import PostgresStore, open_store
-from flat.backends.by_name import create_trigger_backend
 from flat.backends.postgres.commit import WRITE
 from flat.backends.postgres.names import escape, key, unescape
 from flat.backends.postgres.schema import STORE, VERSION
-from flat.backends.postgres.trigger import PostgresTrigger
 from flat.backends.postgres.url import Address
 from flat.backends.protocols import Head, Lease
-from flat.backends.triggers import TriggerBackend
 from flat.errors import BackendError, BadStoreURL, NotStorable, SignalGone, StaleSnapshot
 from flat.testing.servers import PostgresServer
 from flat.testing.store_case import (
@@ -38,7 +35,7 @@ from flat.testing.store_case import (
     step,
     waiting,
 )
-from flat.testing.store_queries import HOSTILE
+from flat.testing.store_values import HOSTILE
 from flat.testing.stores import CHECKS, Check, Place
 
 pytestmark = pytest.mark.anyio
@@ -482,62 +479,8 @@ async def test_looking_for_who_is_ready_among_ten_thousand_is_quick(store: Postg
     assert min(times) <= 0.010, times
 
 
-# -- waking ------------------------------------------------------------------------------------
-
-
-async def test_a_store_wakes_listeners_with_each_signal(store: PostgresStore, url: str) -> None:
-    lease = await begin(store)
-    async with PostgresStore(url) as other, other.listen() as woken:
-        with anyio.fail_after(10):
-            await store.send(signal("s1"))
-            await woken.wait()
-            await store.commit(step(lease, 1, send=(signal("s2"),)))
-            await woken.wait()
-            await PostgresTrigger(url).notify("anything")
-            await woken.wait()
-        with anyio.move_on_after(0.05) as scope:
-            await woken.wait()
-        assert scope.cancelled_caught, "woken without a reason"
-    assert isinstance(store, TriggerBackend)
-
-
-async def test_what_was_notified_before_the_wait_wakes_at_once(store: PostgresStore, url: str) -> None:
-    trigger = create_trigger_backend("postgres", url=url)
-    async with trigger.listen() as woken:
-        await store.send(signal("s1"))
-        await store.send(signal("s2"))
-        with anyio.fail_after(10):
-            await woken.wait()
-
-
-async def test_stores_in_other_schemas_wake_nobody(store: PostgresStore, postgres: PostgresServer) -> None:
-    async with PostgresTrigger(postgres.url()).listen() as woken:
-        await store.send(signal("s"))
-        with anyio.move_on_after(0.05) as scope:
-            await woken.wait()
-        assert scope.cancelled_caught
-
-
-async def test_a_listener_survives_the_end_of_its_connection_and_says_so(
-    store: PostgresStore, url: str
-) -> None:
-    await store.get("e1")
-    async with PostgresTrigger(url).listen() as woken:
-        with sql(url) as connection:
-            query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
-            connection.execute(query)
-        with anyio.fail_after(10):
-            await woken.wait()
-            await store.send(signal("s"))
-            await woken.wait()
-
-
-async def test_notifying_never_raises_and_listening_says_what_is_wrong() -> None:
-    trigger = PostgresTrigger("postgresql://flat@127.0.0.1:1/db?timeout=0.2")
-    await trigger.notify("c")
-    with pytest.raises(BackendError, match="cannot listen"):
-        async with trigger.listen():
-            raise AssertionError("nobody is there")
+# -- the end of connections -------------------------------------------------------------------
+# Waking is in `test_waking`.
 
 
 async def test_connections_that_the_server_ended_while_idle_are_not_used(

@@ -11,13 +11,14 @@ import anyio
 import psycopg
 import pytest
 
+from flat.backends.postgres.answers import Answer
 from flat.backends.postgres.names import Document
-from flat.backends.postgres.pool import CONNECTIONS, Answer, Database
+from flat.backends.postgres.pool import CONNECTIONS, Database
 from flat.backends.postgres.schema import STORE, open_database
 from flat.backends.postgres.url import Address
 from flat.errors import BackendError, NotStorable
 from flat.testing.servers import PostgresServer
-from flat.testing.store_queries import HOSTILE
+from flat.testing.store_values import HOSTILE
 
 pytestmark = pytest.mark.anyio
 TEXTS = [

@@ -23,8 +23,6 @@ from flat.backends import open_store, store_opener
 from flat.backends.redis.address import Address, parse_url, resolved
 from flat.backends.redis.connection import pack
 from flat.backends.redis.store import RedisStore
-from flat.backends.redis.trigger import RedisTrigger
-from flat.drivers.dispatch import Dispatcher
 from flat.errors import BackendError, BadStoreURL
 from flat.testing.faults_proxy import Proxy
 from flat.testing.servers import RedisServer, redis_server
@@ -309,66 +307,6 @@ async def test_many_cancelled_callers_leave_the_others_their_answers(server: Red
         assert (await store.signals(), await store.get("none")) == ([], None)
 
 
-# -- wakes ---------------------------------------------------------------------------------------------
-
-
-async def test_a_listener_is_woken_by_whoever_sends(server: RedisServer) -> None:
-    url = server.url()
-    async with RedisStore(url) as store, RedisStore(url) as other, store.listen() as woken:
-        lease = await other.begin(birth(), ALICE, now=1000.0, ttl=TTL)
-        assert lease is not None
-        with anyio.fail_after(5):
-            await other.send(signal("1"))
-            await woken.wait()
-            await other.commit(step(lease, 1, send=(signal("2"),)))
-            await woken.wait()
-            await RedisTrigger(url).notify("c1")
-            await woken.wait()
-        with anyio.move_on_after(0.05) as scope:
-            await woken.wait()
-        assert scope.cancelled_caught, "woken, and nobody called"
-
-
-async def test_a_listener_that_lost_its_connection_listens_again(server: RedisServer) -> None:
-    with Proxy(server.port) as proxy:
-        url = server.url("wakes", port=proxy.port)
-        async with RedisTrigger(url).listen() as woken:
-            proxy.cut()
-            with anyio.fail_after(10):
-                await woken.wait()  # it may have missed something
-                await RedisTrigger(url).notify("c")
-                await woken.wait()
-
-
-async def test_a_listener_that_cannot_begin_says_so() -> None:
-    with pytest.raises(BackendError, match="cannot listen"):
-        async with RedisTrigger("redis://127.0.0.1:1/0?timeout=0.05").listen():
-            pass
-    await RedisTrigger("redis://127.0.0.1:1/0?timeout=0.05").notify("never raises")
-
-
-async def test_a_dispatcher_wakes_by_the_store_alone(server: RedisServer) -> None:
-    async with RedisStore(server.url()) as store:
-        await store.create(birth(status="waiting", channels=("c1",)))
-        resumed: list[str] = []
-        async with anyio.create_task_group() as group:
-
-            async def resume(execution_id: str) -> None:
-                (found,) = await store.signals("c1")
-                await store.take(found.signal_id)
-                resumed.append(execution_id)
-                group.cancel_scope.cancel()
-
-            dispatcher = Dispatcher(store, resume, poll_interval=3600.0)
-            group.start_soon(dispatcher.watch)
-            with anyio.fail_after(10):
-                while not _subscribers(store.address):
-                    await anyio.lowlevel.checkpoint()
-                await store.send(signal())
-                await anyio.sleep_forever()
-        assert resumed == ["e1"]
-
-
 # -- names, and how much there is -----------------------------------------------------------------------
 
 
@@ -453,11 +391,6 @@ def _ask(address: Address, *command: str) -> Any:
             reader.feed(connection.recv(1 << 20))
     assert not isinstance(reply, Exception), reply
     return reply
-
-
-def _subscribers(address: Address) -> int:
-    _, count = _ask(address, "PUBSUB", "NUMSUB", f"{address.prefix}:wake")
-    return int(count)
 
 
 def _foreign_keys(address: Address) -> list[bytes]:

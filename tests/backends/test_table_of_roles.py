@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from flat.errors import ExecutionBusy
 from flat.runtime.compat.results import make_uri
 from flat.runtime.compat.signals import create_signal_backend
 from flat.spec.check import _BACKENDS
-from flat.testing.servers import RedisServer, redis_server
 
 TABLE = {
     "persistence": ("memory", "local", "sqlite", "redis", "postgres", "s3", "dynamodb"),
@@ -45,12 +44,6 @@ WORK = """\
     done: {type: final, output: {job: "{{ context.job_id }}", worker: "{{ context.worker_id }}"}}
 """
 NUMBERS = itertools.count()
-
-
-@pytest.fixture(scope="session")
-def redis() -> Iterator[RedisServer]:
-    with redis_server() as started:
-        yield started
 
 
 class Where:
@@ -204,7 +197,7 @@ async def trigger(said: str, kind: str, url: str) -> None:
     assert machine.trigger_backend is not None
     async with listeners[kind]().listen() as woken:
         await machine.trigger_backend.notify("answers")
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             await woken.wait()
 
 

@@ -35,7 +35,7 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Trigger
 
 async def test_a_listener_is_woken(make: Callable[[], TriggerBackend]) -> None:
     async with make().listen() as woken, anyio.create_task_group() as group:
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             group.start_soon(make().notify, "c")
             await woken.wait()
 
@@ -44,7 +44,7 @@ async def test_what_happened_since_the_last_wait_wakes_at_once(make: Callable[[]
     async with make().listen() as woken:
         for _ in range(3):
             await make().notify("c")
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 await woken.wait()
 
 
@@ -64,7 +64,7 @@ async def test_nobody_is_woken_without_a_reason(make: Callable[[], TriggerBacken
 async def test_any_channel_wakes(make: Callable[[], TriggerBackend], channel: str) -> None:
     async with make().listen() as woken:
         await make().notify(channel)
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             await woken.wait()
 
 
@@ -72,7 +72,7 @@ async def test_a_thousand_notices_stop_nobody(make: Callable[[], TriggerBackend]
     async with make().listen() as woken:
         for number in range(1000):
             await make().notify(f"c{number}")
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             await woken.wait()
 
 
@@ -100,7 +100,7 @@ async def test_two_may_watch_one_file(tmp_path: Path) -> None:
     trigger = FileTrigger(tmp_path)
     async with trigger.listen() as one, FileTrigger(tmp_path).listen() as other:
         await trigger.notify("c")
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             await one.wait()
             await other.wait()
 
@@ -123,7 +123,7 @@ async def test_the_socket_of_a_dead_listener_is_in_nobodys_way(tmp_path: Path) -
     trigger = SocketTrigger(tmp_path / "s")
     async with trigger.listen() as woken:
         await trigger.notify("c")
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             await woken.wait()
 
 

@@ -7,20 +7,43 @@ from pathlib import Path
 
 import pytest
 
+from flat.testing.store_servers import StoreServers
 from flat.testing.work_drill import drill
 
 MAKE = "flat.backends.by_name:create_work_backend"
-JOBS = int(os.environ.get("FLAT_DRILL_JOBS", "10000"))
+SIZES = {
+    "sqlite": (10_000, 8, 20),
+    "redis": (10_000, 8, 10),
+    "postgres": (1_000, 8, 8),
+    "dynamodb": (120, 4, 4),
+}
+"""Jobs, workers and kills that take some seconds in each store. `FLAT_DRILL_JOBS=10000`: so many jobs in all of them,
+with eight workers."""
+BACKLOGS = {"dynamodb": 500}
+"""The imitation of DynamoDB looks through all jobs that wait at each claim, and answers ten thousand too late."""
 
 
-def test_no_job_is_lost_or_given_twice_when_workers_are_killed(tmp_path: Path) -> None:
-    arguments = {"type": "sqlite", "db_path": str(tmp_path / "w.sqlite")}
-    report = drill(MAKE, arguments, workers=8, jobs=JOBS, kills=20, seed=7)
+@pytest.mark.parametrize("kind", SIZES)
+def test_no_job_is_lost_or_given_twice_when_workers_are_killed(kind: str, servers: StoreServers) -> None:
+    jobs, workers, kills = SIZES[kind]
+    if asked := os.environ.get("FLAT_DRILL_JOBS"):
+        jobs, workers, kills = int(asked), 8, max(kills, 20)
+    url = servers.url(kind)
+    place = {"db_path": url.partition(":")[2]} if kind == "sqlite" else {"url": url}
+    report = drill(
+        MAKE,
+        {"type": kind, **place},
+        workers=workers,
+        jobs=jobs,
+        kills=kills,
+        seed=7,
+        backlog=BACKLOGS.get(kind),
+    )
     assert report.clean, report
-    assert report.killed >= 4
+    assert report.killed >= kills // 2
     assert report.released >= 1
-    assert sum(report.by_worker.values()) >= JOBS - report.killed
-    assert len(report.by_worker) >= 2
+    assert sum(report.by_worker.values()) >= jobs - report.killed
+    assert len(report.by_worker) >= workers // 2
 
 
 def test_the_drill_finds_a_pool_that_gives_jobs_twice(

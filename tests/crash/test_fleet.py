@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 
 import pytest
 
 from flat.testing.fleet_drill import drill
-from flat.testing.servers import aws_server, postgres_server, redis_server
+from flat.testing.store_servers import StoreServers
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="workers are forked")
 JOBS = int(os.environ.get("FLAT_FLEET_JOBS", "300"))
@@ -19,32 +16,7 @@ KILLS = int(os.environ.get("FLAT_FLEET_KILLS", "10"))
 """`python -m benchmarks.fleet` does the same with ten thousand jobs, and tells how fast."""
 
 
-@contextmanager
-def sqlite(folder: Path) -> Iterator[str]:
-    yield f"sqlite:///{folder}/store.db"
-
-
-@contextmanager
-def redis(folder: Path) -> Iterator[str]:
-    with redis_server() as server:
-        yield server.url()
-
-
-@contextmanager
-def postgres(folder: Path) -> Iterator[str]:
-    with postgres_server() as server:
-        yield server.url()
-
-
-@contextmanager
-def dynamodb(folder: Path) -> Iterator[str]:
-    with aws_server() as server:
-        yield server.url()
-
-
-STORES: dict[str, Callable[[Path], AbstractContextManager[str]]] = {
-    "sqlite": sqlite, "redis": redis, "postgres": postgres, "dynamodb": dynamodb,
-}  # fmt: skip
+STORES = ("sqlite", "redis", "postgres", "dynamodb")
 SLOW = {"dynamodb": 5}
 """By how much fewer jobs are enough where the server is an imitation, and slow."""
 
@@ -54,14 +26,13 @@ SLOW = {"dynamodb": 5}
     [(kind, "asyncio") for kind in STORES] + [("sqlite", "trio"), ("redis", "trio")],
 )
 def test_no_job_is_lost_or_done_twice_when_workers_are_killed(
-    kind: str, backend: str, tmp_path: Path
+    kind: str, backend: str, servers: StoreServers
 ) -> None:
     fewer = SLOW.get(kind, 1)
-    with STORES[kind](tmp_path) as url:
-        report = drill(
-            url, jobs=JOBS // fewer, workers=WORKERS, kills=max(3, KILLS // fewer), pause=0.1, seed=7,
-            backend=backend,
-        )  # fmt: skip
+    report = drill(
+        servers.url(kind), jobs=JOBS // fewer, workers=WORKERS, kills=max(3, KILLS // fewer), pause=0.1, seed=7,
+        backend=backend,
+    )  # fmt: skip
     assert report.clean, report
     assert report.killed >= 1
     assert report.repeated <= 8 * report.killed  # what each had in hand

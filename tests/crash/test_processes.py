@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -20,24 +20,36 @@ import pytest
 from flat import Runtime
 from flat.backends import open_store
 from flat.core.snapshot import Snapshot
+from flat.testing.store_servers import StoreServers
 
 WORKER = Path(__file__).parent / "worker.py"
-ROUNDS = int(os.environ.get("FLAT_KILL_ROUNDS", "200"))
+KILLS = {"sqlite": 200, "redis": 30, "postgres": 40, "dynamodb": 10}
+"""Each store takes its time. For a proof rather than a check, in all of them: `FLAT_KILL_ROUNDS=1000`."""
+RACES = {
+    "sqlite": {2: 6, 8: 4, 32: 2},
+    "redis": {8: 3, 32: 2},
+    "postgres": {8: 3, 32: 2},
+    "dynamodb": {8: 1, 32: 1},
+}
+"""How often so many processes race for an execution. For more: `FLAT_RACE_ROUNDS=20`."""
+ZOMBIES = {"sqlite": 4, "redis": 4, "postgres": 2, "dynamodb": 1}
 MORE_ROUNDS = int(os.environ.get("FLAT_KILL_FAMILY_ROUNDS", "25"))
 """Kills of a family, and of a tool loop. For a proof rather than a check: `FLAT_KILL_FAMILY_ROUNDS=500`."""
 STEPS = 50
+LINE = len("step 1234567 a 10\n")
+"""About."""
 BUSY, STALE = 8, 9
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="workers are forked")
 
 
 class Workers:
-    """A server of workers on one database and one ledger."""
+    """A server of workers on one store and one ledger."""
 
-    def __init__(self, folder: Path, database: str | None = None) -> None:
-        self.database, self.ledger = database or str(folder / "runs.db"), folder / "ledger"
+    def __init__(self, folder: Path, url: str) -> None:
+        self.url, self.ledger = url, folder / "ledger"
         self.ledger.touch()
         self.process = subprocess.Popen(
-            [sys.executable, str(WORKER), self.database, str(self.ledger)],
+            [sys.executable, str(WORKER), url, str(self.ledger)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
         )  # fmt: skip
         self.read = 0
@@ -47,17 +59,37 @@ class Workers:
         stdin: IO[str] | None = self.process.stdin
         assert stdin is not None
         stdin.write(line + "\n")
-        return [int(pid) for pid in self._answer("pid")]
+        word, *pids = self._answer()
+        assert word == "pid"
+        return [int(pid) for pid in pids]
+
+    def hear(self) -> tuple[str, int]:
+        """What happens next: a worker has `stopped`, with its pid; or `ended`, with its code."""
+        word, number = self._answer()
+        return word, int(number)
 
     def ended(self) -> int:
-        return int(self._answer("ended")[0])
+        word, code = self.hear()
+        assert word == "ended"
+        return code
 
-    def _answer(self, word: str) -> list[str]:
+    def _answer(self) -> list[str]:
         stdout: IO[str] | None = self.process.stdout
         assert stdout is not None
-        first, *rest = stdout.readline().split()
-        assert first == word
-        return rest
+        return stdout.readline().split()
+
+    def kill(self, pid: int, lines: int, seconds: float) -> int:
+        """Kill a worker some time after it has written so many lines, unless it ends before; give its code."""
+        wanted = self.read + lines * LINE
+        with contextlib.suppress(ProcessLookupError):
+            while self.ledger.stat().st_size < wanted:
+                os.kill(pid, 0)
+                time.sleep(0.001)
+            time.sleep(seconds)
+            os.kill(pid, signal.SIGKILL)
+        code = self.ended()
+        assert code in (0, -signal.SIGKILL)
+        return code
 
     def news(self) -> list[list[str]]:
         """What was written to the ledger since the last time."""
@@ -69,7 +101,7 @@ class Workers:
 
     def stored(self, execution: str) -> Snapshot | None:
         async def look() -> Snapshot | None:
-            store = open_store(self.database)
+            store = open_store(self.url)
             try:
                 async with Runtime(store) as runtime:
                     known = await store.get(execution)
@@ -82,24 +114,30 @@ class Workers:
     def close(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()
-        self.process.wait(10)
+        self.process.wait(60)
         assert self.process.stdout is not None
         self.process.stdout.close()
 
 
 @pytest.fixture
-def workers(tmp_path: Path) -> Iterator[Workers]:
-    started = Workers(tmp_path)
-    yield started
-    started.close()
+def url(kind: str, servers: StoreServers) -> str:
+    return servers.url(kind)
 
 
 @pytest.fixture
-def others(tmp_path: Path) -> Iterator[Workers]:
-    """A second server on the same files: one server waits for its own workers only."""
-    started = Workers(tmp_path)
-    yield started
-    started.close()
+def start(url: str, tmp_path: Path) -> Iterator[Callable[[], Workers]]:
+    """Starts another server on the same store and ledger: each waits for its own workers only."""
+    with contextlib.ExitStack() as started:
+
+        def start_one() -> Workers:
+            return started.enter_context(contextlib.closing(Workers(tmp_path, url)))
+
+        yield start_one
+
+
+@pytest.fixture
+def workers(start: Callable[[], Workers]) -> Workers:
+    return start()
 
 
 class Story:
@@ -139,23 +177,32 @@ class Story:
             self.desync += 1
 
 
-def test_killed_processes_lose_nothing_and_repeat_nothing_recorded(workers: Workers) -> None:
+def steps(lines: list[list[str]]) -> list[tuple[int, int]]:
+    """Who took which step."""
+    return [(int(line[1]), int(line[3])) for line in lines if line[0] == "step"]
+
+
+@pytest.mark.parametrize("kind", KILLS)
+def test_killed_processes_lose_nothing_and_repeat_nothing_recorded(workers: Workers, kind: str) -> None:
+    rounds = int(os.environ.get("FLAT_KILL_ROUNDS", KILLS[kind]))
     chance = random.Random(20_240_229)
     kills = finished = doubtful = 0
     story = Story("e0")
     began = time.monotonic()
-    while kills < ROUNDS:
-        (pid,) = workers.ask(f"run {story.name} {STEPS} 0 30")
-        time.sleep(chance.uniform(0.0, 0.06))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        code = workers.ended()
+    while kills < rounds or not finished:
+        (pid,) = workers.ask(f"run {story.name} {STEPS} 30")
+        if kills < rounds:
+            # Before its first step, while it begins; or in the middle of one.
+            lines = chance.randrange(16)
+            code = workers.kill(pid, lines, chance.uniform(0.0, 0.01 if lines else 0.06))
+        else:
+            code = workers.ended()
+            assert code == 0
         kills += code == -signal.SIGKILL
         snapshot = workers.stored(story.name)
         story.life(workers.news(), snapshot)
         doubtful += bool(story.pending)
         assert (story.lost, story.repeated, story.desync, story.unreported) == (0, 0, 0, 0), vars(story)
-        assert code in (0, -signal.SIGKILL)
         if snapshot is not None and snapshot.status == "done":
             assert sorted(set(story.done)) == list(range(1, STEPS + 1))
             finished += 1
@@ -163,45 +210,45 @@ def test_killed_processes_lose_nothing_and_repeat_nothing_recorded(workers: Work
     print(
         f"{kills} kills, {finished} executions, {doubtful} effects in doubt, {time.monotonic() - began:.0f} s"
     )
-    assert finished or ROUNDS < 50
 
 
-@pytest.mark.parametrize(("processes", "rounds"), [(2, 6), (8, 4), (32, 2)])
+@pytest.mark.parametrize(
+    ("kind", "processes"), [(kind, processes) for kind, races in RACES.items() for processes in races]
+)
 def test_of_many_processes_exactly_one_drives_an_execution(
-    workers: Workers, processes: int, rounds: int
+    workers: Workers, kind: str, processes: int
 ) -> None:
-    for number in range(rounds):
+    for number in range(int(os.environ.get("FLAT_RACE_ROUNDS", RACES[kind][processes]))):
         name = f"race{number}"
-        (pid,) = workers.ask(f"run {name} {STEPS} 0.002 30")
-        while len([line for line in workers.news() if line[0] == "step"]) == 0:
-            time.sleep(0.002)
-        os.kill(pid, signal.SIGKILL)
-        workers.ended()
+        workers.ask(f"run {name} {STEPS} 600 SIGKILL 5")
+        assert workers.ended() == -signal.SIGKILL
         before = workers.stored(name)
         assert before is not None
+        assert before.root.context["n"] == 4
         workers.news()
-        pids = workers.ask(f"race {name} {processes}")
-        codes = [workers.ended() for _ in pids]
-        steps = [
-            (int(pid), int(n)) for kind, pid, _, n in (x for x in workers.news() if x[0] == "step") if kind
-        ]
-        assert len({pid for pid, _ in steps}) == 1
-        assert [n for _, n in steps] == list(range(before.root.context["n"] + 1, STEPS + 1))
-        assert set(codes) <= {0, BUSY}
-        assert 0 in codes
+        # Whoever has it stops in its first step, and goes on when the others have given up.
+        pids = workers.ask(f"race {name} {processes} 5")
+        heard = [workers.hear() for _ in pids]
+        winners = [pid for word, pid in heard if word == "stopped"]
+        assert len(winners) == 1, heard
+        assert [code for word, code in heard if word == "ended"] == [BUSY] * (processes - 1)
+        os.kill(winners[0], signal.SIGCONT)
+        assert workers.ended() == 0
+        assert steps(workers.news()) == [(winners[0], n) for n in range(5, STEPS + 1)]
 
 
-def test_a_zombie_cannot_commit(workers: Workers, others: Workers) -> None:
-    for number in range(4):
+@pytest.mark.parametrize("kind", ZOMBIES)
+def test_a_zombie_cannot_commit(workers: Workers, start: Callable[[], Workers], kind: str) -> None:
+    others = start()
+    for number in range(ZOMBIES[kind]):
         name = f"zombie{number}"
-        (pid,) = workers.ask(f"run {name} {STEPS} 0.01 0.3")
-        while not workers.news():
-            time.sleep(0.002)
-        time.sleep(0.03)
-        os.kill(pid, signal.SIGSTOP)
-        time.sleep(0.45)
-        (heir,) = others.ask(f"run {name} {STEPS} 0 30")
-        assert others.ended() == 0
+        (pid,) = workers.ask(f"run {name} {STEPS} 0.5 SIGSTOP 3")
+        assert workers.hear() == ("stopped", pid)
+        while True:
+            (heir,) = others.ask(f"run {name} {STEPS} 30")
+            if (code := others.ended()) != BUSY:  # until the lease has ended
+                break
+        assert code == 0
         finished = workers.stored(name)
         os.kill(pid, signal.SIGCONT)
         assert workers.ended() == STALE
@@ -209,10 +256,8 @@ def test_a_zombie_cannot_commit(workers: Workers, others: Workers) -> None:
         assert finished is not None
         assert finished.status == "done"
         assert finished.root.context["trail"] == [f"{'ba'[n % 2]}{n}" for n in range(1, STEPS + 1)]
-        by_heir = [
-            int(n) for kind, pid, _, n in (x for x in workers.news() if x[0] == "step") if int(pid) == heir
-        ]
-        assert by_heir == list(range(by_heir[0], STEPS + 1))
+        by_both = [(pid, n) for n in (1, 2, 3)] + [(heir, n) for n in range(3, STEPS + 1)]
+        assert steps(workers.news()) == by_both
 
 
 def dwindling(workers: Workers, kind: str, count: int, whole: set[str]) -> None:
@@ -228,11 +273,7 @@ def dwindling(workers: Workers, kind: str, count: int, whole: set[str]) -> None:
         doubts = lives = 0
         while True:
             (pid,) = workers.ask(f"{kind} {name} {count} 0.002")
-            time.sleep(chance.uniform(0.005, 0.05) * (1 + lives / 4))
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            code = workers.ended()
-            assert code in (0, -signal.SIGKILL)
+            code = workers.kill(pid, 0, chance.uniform(0.005, 0.05) * (1 + lives / 4))
             kills, lives = kills + (code != 0), lives + 1
             news = workers.news()
             done += [what for word, _, what, _ in news if word == "step"]
@@ -256,11 +297,13 @@ def whole_of(whole: set[str]) -> list[str]:
     return [what for what in whole for _ in range(2 if what.startswith("launched") else 1)]
 
 
+@pytest.mark.parametrize("kind", ["sqlite"])
 def test_a_family_of_killed_processes_loses_nothing(workers: Workers) -> None:
     whole = {f"{v}:{n}" for v in [*range(6), "launched"] for n in (1, 2, 3)}
     dwindling(workers, "family", 6, whole)
 
 
+@pytest.mark.parametrize("kind", ["sqlite"])
 def test_a_tool_loop_of_killed_processes_goes_on_at_its_tool(workers: Workers) -> None:
     whole = {f"model{turn}" for turn in range(13)} | {
         f"tool{turn}.{n}" for turn in range(12) for n in range(2)

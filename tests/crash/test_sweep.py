@@ -5,15 +5,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from flat.backends import FileStore, SQLiteStore
+from flat.backends import FileStore, SQLiteStore, open_store
 from flat.backends.protocols import CheckpointStore
-from flat.testing.crash import Scenario, folder_places, memory_places, sweep
+from flat.testing.crash import Opener, Places, Scenario, folder_places, memory_places, sweep
+from flat.testing.store_servers import StoreServers
 
 HERE = Path(__file__).parent
 
@@ -83,4 +84,54 @@ async def test_a_family_survives_crashes_on_disk(
     report = await sweep(
         FAMILIES[name], folder_places(tmp_path, kind), every=every(name) * (1 if FULL else 3)
     )
+    report.check()
+
+
+# -- in servers ------------------------------------------------------------------------------------------
+
+BOTH = ("asyncio", "trio")
+IN_SERVERS: dict[str, tuple[dict[str, Sequence[str]], int]] = {
+    "redis": (dict.fromkeys(SCENARIOS, ("asyncio",)), 3),
+    "postgres": ({"retries": BOTH, "signals": BOTH, "blobs": BOTH}, 1),
+    "dynamodb": ({"signals": ("asyncio",), "blobs": ("trio",)}, 4),
+}
+"""Which machines die there on which loops, and at every which point, while there is little time."""
+CASES = [
+    (kind, name, loop)
+    for kind, (few, _) in IN_SERVERS.items()
+    for name, loops in (dict.fromkeys(SCENARIOS, BOTH) if FULL else few).items()
+    for loop in loops
+]
+
+
+def server_places(kind: str, servers: StoreServers) -> Places:
+    """Places in a server; in PostgreSQL one that is emptied, because making a new one takes long."""
+    used: list[str] = []
+
+    def place() -> Opener:
+        if kind == "postgres":
+            if used:
+                servers.postgres.give_back(used.pop())
+            used.append(servers.postgres.borrow())
+            url = servers.postgres.url(used[0])
+        else:
+            url = servers.url(kind)
+        return lambda: open_store(url)
+
+    return place
+
+
+@pytest.mark.parametrize(("kind", "name", "anyio_backend"), CASES)
+async def test_a_machine_survives_crashes_in_a_server(kind: str, name: str, servers: StoreServers) -> None:
+    step = every(name, IN_SERVERS[kind][1])
+    report = await sweep(SCENARIOS[name], server_places(kind, servers), every=step)
+    report.check()
+
+
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+@pytest.mark.parametrize("kind", IN_SERVERS if FULL else ["redis"])
+@pytest.mark.parametrize("name", FAMILIES)
+async def test_a_family_survives_crashes_in_a_server(kind: str, name: str, servers: StoreServers) -> None:
+    step = every(name) * (1 if FULL else 5)
+    report = await sweep(FAMILIES[name], server_places(kind, servers), every=step)
     report.check()

@@ -1,14 +1,16 @@
 """A process that forks workers on demand, so that a fresh one costs milliseconds; run as a script.
 
-Lines on stdin: `run ID STEPS PAUSE LEASE` forks one worker, `race ID COUNT` forks several that begin at once,
-`family ID COUNT PAUSE` and `talk ID COUNT PAUSE` fork one that drives a machine with children, or with a tool loop.
-The answers are `pid N …`, and `ended CODE` for each worker as it ends. Workers write what they do to the
-ledger, one O_APPEND write a line.
+Lines on stdin: `run ID STEPS LEASE` forks one worker, `run ID STEPS LEASE SIGNAL AT` one that sends itself a signal in
+the middle of a step, `race ID COUNT AT` forks several that begin at once and stop in that step, `family ID COUNT PAUSE`
+and `talk ID COUNT PAUSE` fork one that drives a machine with children, or with a tool loop. The answers are `pid N …`,
+`stopped PID` when a worker stops, and `ended CODE` for each as it ends. Workers write what they do to the ledger, one
+O_APPEND write a line.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -30,6 +32,8 @@ from flat.agents.protocol import AgentResult, Usage
 from flat.backends import open_store
 
 BUSY, STALE = 8, 9
+UNDISTURBED = (signal.SIGCONT, 0)
+"""No step has the number 0."""
 
 
 def note(ledger: int, *words: object) -> None:
@@ -39,14 +43,14 @@ def note(ledger: int, *words: object) -> None:
 class Stepping(MachineHooks):
     """One step of the A/B machine: writes down where it is, and goes on."""
 
-    def __init__(self, ledger: int) -> None:
-        self.ledger = ledger
+    def __init__(self, ledger: int, disturbed: tuple[signal.Signals, int]) -> None:
+        self.ledger, (self.signal, self.at) = ledger, disturbed
 
     async def on_action(self, state_name: str, action_name: str, context: dict[str, Any]) -> dict[str, Any]:
-        note(self.ledger, "step", os.getpid(), state_name, context["n"] + 1)
-        if context["pause"]:
-            await anyio.sleep(context["pause"])
         context["n"] += 1
+        note(self.ledger, "step", os.getpid(), state_name, context["n"])
+        if context["n"] == self.at:
+            os.kill(os.getpid(), self.signal)
         context["trail"].append(f"{state_name}{context['n']}")
         return context
 
@@ -62,7 +66,7 @@ class Doubts:
             note(self.ledger, "doubt", os.getpid(), notice.step)
 
 
-def ab_machine(ledger: int) -> Machine:
+def ab_machine(ledger: int, disturbed: tuple[signal.Signals, int] = UNDISTURBED) -> Machine:
     def state(other: str) -> dict[str, Any]:
         return {
             "action": "step",
@@ -71,7 +75,7 @@ def ab_machine(ledger: int) -> Machine:
 
     data = {
         "name": "ab", "hooks": "stepping",
-        "context": {"n": 0, "steps": "{{ input.steps }}", "pause": "{{ input.pause }}", "trail": []},
+        "context": {"n": 0, "steps": "{{ input.steps }}", "trail": []},
         "settings": {"native_types": True},
         "states": {
             "start": {"type": "initial", "transitions": [{"to": "a"}]},
@@ -80,7 +84,7 @@ def ab_machine(ledger: int) -> Machine:
         },
     }  # fmt: skip
     config = {"spec": "flatmachine", "spec_version": "2.5.0", "data": data}
-    return flat.load(config=config, hooks=HooksRegistry({"stepping": lambda: Stepping(ledger)}))
+    return flat.load(config=config, hooks=HooksRegistry({"stepping": lambda: Stepping(ledger, disturbed)}))
 
 
 def family_machine(ledger: int, count: int, pause: float) -> Machine:
@@ -182,15 +186,18 @@ async def work_at(database: str, ledger: int, execution: str, kind: str, count: 
     return await drive(database, ledger, execution, make(ledger, count, pause))
 
 
-async def work(database: str, ledger: int, execution: str, steps: int, pause: float, lease: float) -> int:
-    machine = ab_machine(ledger)
+async def work(
+    database: str, ledger: int, execution: str, steps: int, lease: float,
+    disturbed: tuple[signal.Signals, int] = UNDISTURBED,
+) -> int:  # fmt: skip
+    machine = ab_machine(ledger, disturbed)
     store = open_store(database)
     try:
         async with Runtime(store, observers=[Doubts(ledger)], lease_seconds=lease) as runtime:
             try:
                 found = await store.get(execution)
                 if found is None:
-                    await runtime.start(machine, {"steps": steps, "pause": pause}, execution_id=execution)
+                    await runtime.start(machine, {"steps": steps}, execution_id=execution)
                     return 0
                 outcome = await runtime.resume(execution, machine, max_steps=1000)
             except StaleSnapshot:
@@ -223,7 +230,7 @@ async def warm() -> None:
     """Import, here and not in every worker, all that a run needs. No thread may be left when we fork."""
     async with Runtime(MemoryStore()) as runtime:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        await runtime.start(ab_machine(nowhere), {"steps": 2, "pause": 0})
+        await runtime.start(ab_machine(nowhere), {"steps": 2})
         await runtime.start(family_machine(nowhere, 2, 0))
         await runtime.start(talking_machine(nowhere, 1, 0))
 
@@ -232,15 +239,15 @@ def main() -> None:
     database, path = sys.argv[1:]
     ledger = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     anyio.run(warm)
-    if "://" in database:
-        open_store(database)  # imports its client, and connects to nothing
+    open_store(database)  # imports its client, and connects to nothing
     for line in sys.stdin:
         match line.split():
-            case ["run", execution, steps, pause, lease]:
-                pids = [fork((database, ledger, execution, int(steps), float(pause), float(lease)))]
-            case ["race", execution, count]:
-                gate = os.pipe()
-                pids = [fork((database, ledger, execution, 0, 0.0, 30.0), gate) for _ in range(int(count))]
+            case ["run", execution, steps, lease, *disturbed]:
+                how = (signal.Signals[disturbed[0]], int(disturbed[1])) if disturbed else UNDISTURBED
+                pids = [fork((database, ledger, execution, int(steps), float(lease), how))]
+            case ["race", execution, count, at]:
+                gate, stops = os.pipe(), (signal.SIGSTOP, int(at))
+                pids = [fork((database, ledger, execution, 0, 600.0, stops), gate) for _ in range(int(count))]
                 os.close(gate[1])
                 os.close(gate[0])
             case ["family" | "talk" as kind, execution, count, pause]:
@@ -249,9 +256,14 @@ def main() -> None:
             case _:
                 raise SystemExit(f"what is {line!r}?")
         print("pid", *pids, flush=True)
-        for _ in pids:
-            _, status = os.wait()
-            print("ended", os.waitstatus_to_exitcode(status), flush=True)
+        left = len(pids)
+        while left:
+            pid, status = os.waitpid(-1, os.WUNTRACED)
+            if os.WIFSTOPPED(status):
+                print("stopped", pid, flush=True)
+            else:
+                left -= 1
+                print("ended", os.waitstatus_to_exitcode(status), flush=True)
 
 
 if __name__ == "__main__":

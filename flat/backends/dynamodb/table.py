@@ -35,12 +35,15 @@ INDEXES = ("g1", "g2", "g3", "g4", "g5")
 SHOWN = ("sid", "chn", "dst", "mad")
 """What index g2 tells of a signal besides its keys, so that who is ready can be told without reading signals."""
 MOST_ACTIONS = 100
+"""Of one transaction: DynamoDB's own limit."""
 INLINE = 200_000
 """Bytes of one value that stay in its item."""
 TOGETHER = 2_000_000
 """Bytes of values that stay in the items of one transaction. In transit a third more."""
 PIECE = 350_000
+"""Bytes of a large value in one of the items that it is spread over."""
 READ_AT_ONCE, WRITE_AT_ONCE = 100, 25
+"""Items of one batch: DynamoDB's own limits."""
 FORMAT = "1"
 NEW = "attribute_not_exists(pk)"
 OLD = "attribute_exists(pk)"

@@ -1,4 +1,4 @@
-"""Work pools and the register of workers in a table of DynamoDB, for workers on any number of hosts.
+"""Work pools in a table of DynamoDB, for workers on any number of hosts.
 
     work = DynamoWorkBackend("dynamodb://flat?region=eu-central-1")
 
@@ -24,12 +24,11 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-import orjson
-
 from flat.backends.aws import Address, parse_url
 from flat.backends.dynamodb.jobs import (
     LIST,
     PENDING,
+    Jobs,
     claim_sort,
     is_over,
     lease_place,
@@ -37,19 +36,15 @@ from flat.backends.dynamodb.jobs import (
     number_of,
     refuse_foreign,
     status_of,
-    values_of,
 )
-from flat.backends.dynamodb.outbox import Arrival, Outbox, sweep, write_with_arrivals
+from flat.backends.dynamodb.outbox import Outbox, write_with_arrivals
 from flat.backends.dynamodb.table import (
-    INLINE,
     MOST_ACTIONS,
-    NEW,
     Action,
     Item,
     Table,
     hashed,
     key,
-    numbered,
     text,
     whole,
 )
@@ -57,6 +52,7 @@ from flat.backends.work import (
     Clock,
     WorkItem,
     WorkStatus,
+    check_status,
     checked_lease,
     checked_limit,
     checked_name,
@@ -64,8 +60,6 @@ from flat.backends.work import (
     checked_worker,
     encode,
     error_text,
-    expired,
-    log,
     number_in,
 )
 from flat.errors import WorkItemNotFound, WorkNotHeld
@@ -74,6 +68,7 @@ EXAMPLE = "dynamodb://flat?region=eu-central-1"
 LOOK = 10
 """Pending jobs that a claim reads, so that it has others when the first are taken meanwhile."""
 MOST_KNOWN = 10_000
+"""Claimed jobs that are remembered as we left them."""
 
 
 class DynamoWorkBackend:
@@ -129,9 +124,8 @@ class DynamoWorkPool:
     def __init__(self, backend: DynamoWorkBackend, name: str) -> None:
         self.name = name
         self._backend, self._table = backend, backend.table
-        # Hashes have no "#" in them, so none of these is the beginning of another.
-        self._jobs, self._line, self._keys = (hashed(kind, name) for kind in ("j", "q", "h"))
-        self._outbox = Outbox(backend.table, self._line, LIST)
+        self._jobs = Jobs(backend.table, name, backend.clock)
+        self._outbox = Outbox(backend.table, self._jobs.line, LIST)
 
     # -- in -----------------------------------------------------------------------------------
 
@@ -151,7 +145,7 @@ class DynamoWorkPool:
             )
             self._backend.known.add(self.name)
         first = await self._table.count("jobs", len(bodies))
-        arrivals = [await self._arrival(first + n, body, retries) for n, body in enumerate(bodies)]
+        arrivals = [await self._jobs.arrival(first + n, body, retries) for n, body in enumerate(bodies)]
         if 2 * len(arrivals) <= MOST_ACTIONS and sum(map(len, bodies)) <= 2_000_000:
             await write_with_arrivals(self._table, "pushing a job", [], arrivals)
         else:
@@ -159,17 +153,6 @@ class DynamoWorkPool:
             await self._table.write("pushing jobs", [certain])
             await self._outbox.deliver(name)
         return [str(first + n) for n in range(len(bodies))]
-
-    async def _arrival(self, number: int, body: bytes, retries: int) -> Arrival:
-        job = {
-            **key(self._jobs, numbered(number)), "nr": whole(number), "sta": text("pending"), "tri": whole(0),
-            "max": whole(retries), "crt": text(repr(self._backend.clock())), "ver": whole(0),
-            "dat": await self._attribute(number, body),
-        }  # fmt: skip
-        return Arrival(items=[job, key(self._line, f"{PENDING}{numbered(number)}")])
-
-    async def _attribute(self, number: int, body: bytes) -> Item:
-        return {"B": body} if len(body) <= INLINE // 2 else await self._table.spill(values_of(number), body)
 
     # -- out ----------------------------------------------------------------------------------
 
@@ -193,11 +176,11 @@ class DynamoWorkPool:
         return await self._give(worker_id, wanted, now, lease, None)
 
     async def _held_with(self, worker_id: str, claim_key: str) -> WorkItem | None:
-        found = await self._table.get("claiming a job", self._keys, claim_sort(worker_id, claim_key))
-        job = None if found is None else await self._current(int(found["nr"]["N"]))
+        found = await self._table.get("claiming a job", self._jobs.keys, claim_sort(worker_id, claim_key))
+        job = None if found is None else await self._jobs.current(int(found["nr"]["N"]))
         if job is None or job["sta"]["S"] != "claimed" or job.get("own", {}).get("S") != worker_id:
             return None
-        return await self._item(job)
+        return await self._jobs.work_item(job)
 
     async def _give(
         self, worker_id: str, wanted: int, now: float, lease: float | None, claim_key: str | None
@@ -216,7 +199,7 @@ class DynamoWorkPool:
                     continue
                 trying.add((self.name, head))
                 try:
-                    job = await self._read(head)
+                    job = await self._jobs.read(head)
                     won = (
                         job is not None
                         and job["sta"]["S"] == "pending"
@@ -226,7 +209,7 @@ class DynamoWorkPool:
                     trying.discard((self.name, head))
                 if job is not None and won:
                     self._backend.remember(self.name, job)
-                    given.append(await self._item(job))
+                    given.append(await self._jobs.work_item(job))
                 elif claim_key is not None and (held := await self._held_with(worker_id, claim_key)):
                     return [held]
         return given
@@ -244,7 +227,7 @@ class DynamoWorkPool:
             job.pop(name, None)
             if value is not None:
                 job[name] = text(value)
-        return await self._change("claiming a job", was, job)
+        return await self._jobs.change("claiming a job", was, job)
 
     # -- held ---------------------------------------------------------------------------------
 
@@ -254,7 +237,7 @@ class DynamoWorkPool:
             job = await self._by_id(item_id)
             if job is None or job["sta"]["S"] != "claimed" or job["own"]["S"] != worker_id or seconds is None:
                 return False
-            if await self._change("renewing a claim", job, {**job, "til": text(repr(now + seconds))}):
+            if await self._jobs.change("renewing a claim", job, {**job, "til": text(repr(now + seconds))}):
                 return True
 
     async def complete(self, item_id: str, result: Any = None, *, worker_id: str | None = None) -> None:
@@ -275,18 +258,18 @@ class DynamoWorkPool:
                     done = {
                         **left(job),
                         "sta": text("done"),
-                        "res": await self._attribute(number_of(job), body),
+                        "res": await self._jobs.attribute(number_of(job), body),
                     }
                     if (worker := worker_id or job.get("own", {}).get("S")) is not None:
                         done["own"] = text(worker)
-                    actions += self._actions(job, done)
+                    actions += self._jobs.actions(job, done)
                 else:
-                    actions += self._actions(job, None)
+                    actions += self._jobs.actions(job, None)
                     gone.append(job)
             if not actions or await self._table.try_write(doing, actions):
                 break
         for job in gone:
-            await self._forget(job)
+            await self._jobs.forget(job)
 
     def _held(self, item_id: str) -> Item | None:
         """A claimed job as we left it, once: if somebody has changed it since, it has to be read."""
@@ -302,37 +285,20 @@ class DynamoWorkPool:
             failed.pop("err", None)
             if (said := error_text(error)) is not None:
                 failed["err"] = text(said)
-            if await self._change("failing a job", job, self._again(failed)):
+            if await self._jobs.change("failing a job", job, self._jobs.tried_again(failed)):
                 return status_of(failed)
-
-    def _again(self, job: Item) -> Item:
-        """After a failed attempt: pending, or poisoned when none is left."""
-        job.pop("clm", None)
-        if int(job["tri"]["N"]) < int(job["max"]["N"]):
-            job["sta"] = text("pending")
-        else:
-            job["sta"] = text("poisoned")
-            said = job.get("err", {}).get("S")
-            log.warning(
-                "job %d of pool %s is poisoned after %s attempts: %s",
-                number_of(job),
-                self.name,
-                job["tri"]["N"],
-                said,
-            )
-        return job  # fmt: skip
 
     async def release_by_worker(self, worker_id: str) -> int:
         doing, released = "releasing jobs", 0
-        for claim in await self._table.query(doing, self._of_worker(worker_id)):
+        for claim in await self._table.query(doing, self._jobs.of_worker(worker_id)):
             while True:
-                job = await self._read(int(claim["sk"]["S"]))
+                job = await self._jobs.read(int(claim["sk"]["S"]))
                 if job is None or job["sta"]["S"] != "claimed" or job["own"]["S"] != worker_id:
                     break
                 free = {**left(job), "sta": text("pending")}
                 free.pop("own", None)
                 free.pop("clm", None)
-                if await self._change(doing, job, free):
+                if await self._jobs.change(doing, job, free):
                     released += 1
                     break
         return released
@@ -344,19 +310,20 @@ class DynamoWorkPool:
 
     async def get(self, item_id: str) -> WorkItem | None:
         job = await self._by_id(item_id)
-        return None if job is None else await self._item(job)
+        return None if job is None else await self._jobs.work_item(job)
 
     async def items(
         self, *, status: WorkStatus | None = None, limit: int | None = None
     ) -> Sequence[WorkItem]:
+        check_status(status)
         await self._heads("listing jobs", self._backend.clock())
         found: list[WorkItem] = []
-        async for page in self._table.pages("listing jobs", self._jobs, first="0", last="9" * 21):
+        async for page in self._table.pages("listing jobs", self._jobs.partition, first="0", last="9" * 21):
             for job in page:
                 if limit is not None and len(found) >= limit:
                     return found
                 if status in (None, job["sta"]["S"]):
-                    found.append(await self._item(job))
+                    found.append(await self._jobs.work_item(job))
         return found
 
     async def retry(self, item_id: str) -> None:
@@ -364,7 +331,7 @@ class DynamoWorkPool:
             job = await self._found(item_id)
             if job["sta"]["S"] != "poisoned":
                 raise WorkNotHeld(item_id, f"it is {job['sta']['S']}, not poisoned")
-            if await self._change(
+            if await self._jobs.change(
                 "trying a job again", job, {**job, "sta": text("pending"), "tri": whole(0)}
             ):
                 return
@@ -376,21 +343,11 @@ class DynamoWorkPool:
                 return False
             if job["sta"]["S"] == "claimed":
                 raise WorkNotHeld(item_id, f"worker {job['own']['S']} holds it")
-            if await self._change("discarding a job", job, None):
-                await self._forget(job)
+            if await self._jobs.change("discarding a job", job, None):
+                await self._jobs.forget(job)
                 return True
 
     # -- inside -------------------------------------------------------------------------------
-
-    async def _read(self, number: int) -> Item | None:
-        return await self._table.get("reading a job", self._jobs, numbered(number))
-
-    async def _current(self, number: int) -> Item | None:
-        """A job as it is now: if its lease is over, that has been seen to."""
-        now = self._backend.clock()
-        while (job := await self._read(number)) is not None and is_over(job, now):
-            await self._end(job)
-        return job
 
     async def enter_all(self) -> None:
         """Enter the jobs that somebody pushed and did not live to enter."""
@@ -403,7 +360,12 @@ class DynamoWorkPool:
             lists: list[str] = []
             ended = False
             pages = self._table.pages(
-                doing, self._line, first=lease_place(now), last=f"{PENDING}~", limit=limit, keys_only=True
+                doing,
+                self._jobs.line,
+                first=lease_place(now),
+                last=f"{PENDING}~",
+                limit=limit,
+                keys_only=True,
             )
             async for page in pages:
                 for place in (item["sk"]["S"] for item in page):
@@ -413,9 +375,9 @@ class DynamoWorkPool:
                         lists.append(place.removeprefix(LIST))
                     else:
                         ended = True
-                        job = await self._read(int(place.rpartition("#")[2]))
+                        job = await self._jobs.read(int(place.rpartition("#")[2]))
                         if job is not None and is_over(job, now):
-                            await self._end(job)
+                            await self._jobs.end_claim(job)
                 if limit is not None and len(heads) >= limit:
                     break
             # Somebody is about to enter a list: help only if there is nothing else to do.
@@ -428,10 +390,10 @@ class DynamoWorkPool:
     async def _by_id(self, item_id: str) -> Item | None:
         if not (number := number_in(item_id)):
             return None
-        job = await self._current(number)
+        job = await self._jobs.current(number)
         if job is None:
             await self.enter_all()
-            job = await self._current(number)
+            job = await self._jobs.current(number)
         return job
 
     async def _found(self, item_id: str) -> Item:
@@ -439,69 +401,3 @@ class DynamoWorkPool:
         if job is None:
             raise WorkItemNotFound(item_id, self.name)
         return job
-
-    async def _change(self, doing: str, was: Item, job: Item | None) -> bool:
-        return await self._table.try_write(doing, self._actions(was, job))
-
-    def _actions(self, was: Item, job: Item | None) -> list[Action]:
-        """What makes one job out of another, or removes it, with all that stands for it elsewhere."""
-        same, condition = key(self._jobs, was["sk"]["S"]), "ver = :ver"
-        if job is None:
-            change = self._table.remove(same, condition, ver=was["ver"])
-        else:
-            job["ver"] = whole(int(was["ver"]["N"]) + 1)
-            change = self._table.put(job, condition, ver=was["ver"])
-        before, after = self._traces(was), {} if job is None else self._traces(job)
-        return [
-            change,
-            *(self._table.remove(key(*where)) for where in before if where not in after),
-            *(
-                # A claim with a key must be the only one with it.
-                self._table.put(item, NEW if where[0] == self._keys else None)
-                for where, item in after.items()
-                if where not in before
-            ),
-        ]
-
-    def _traces(self, job: Item) -> dict[tuple[str, str], Item]:
-        """The items that stand for a job besides itself."""
-        sort, found = job["sk"]["S"], []
-        if job["sta"]["S"] == "pending":
-            found.append((self._line, f"{PENDING}{sort}"))
-        if job["sta"]["S"] == "claimed":
-            worker = job["own"]["S"]
-            found.append((self._of_worker(worker), sort))
-            if "cky" in job:
-                found.append((self._keys, claim_sort(worker, job["cky"]["S"])))
-            if "til" in job:
-                found.append((self._line, f"{lease_place(float(job['til']['S']))}#{sort}"))
-        return {where: {**key(*where), "nr": job["nr"]} for where in found}
-
-    def _of_worker(self, worker_id: str) -> str:
-        return f"{hashed('k', self.name)}{hashed('', worker_id, 'worker_id')}"
-
-    async def _end(self, job: Item) -> None:
-        """End a claim whose lease is over, unless somebody else has just done so."""
-        ended = left(job)
-        worker = ended.pop("own")["S"]
-        if int(job["tri"]["N"]) >= int(job["max"]["N"]):
-            ended["err"] = text(expired(worker, int(job["tri"]["N"])))
-        await self._change("ending a lease", job, self._again(ended))
-
-    async def _forget(self, job: Item) -> None:
-        """Delete what a removed job had that did not fit into it."""
-        if any("M" in job.get(name, {}) for name in ("dat", "res")):
-            await sweep(self._table, values_of(number_of(job)))
-
-    async def _item(self, job: Item) -> WorkItem:
-        where = values_of(number_of(job))
-        result = await self._table.value(where, job["res"]) if "res" in job else b"null"
-        return WorkItem(
-            id=str(number_of(job)), status=status_of(job),
-            data=orjson.loads(await self._table.value(where, job["dat"])),
-            claimed_by=job["own"]["S"] if "own" in job else None, attempts=int(job["tri"]["N"]),
-            max_retries=int(job["max"]["N"]), created_at=float(job["crt"]["S"]),
-            claimed_at=float(job["clm"]["S"]) if "clm" in job else None,
-            lease_until=float(job["til"]["S"]) if "til" in job else None,
-            error=job["err"]["S"] if "err" in job else None, result=orjson.loads(result),
-        )  # fmt: skip

@@ -22,6 +22,7 @@ from flat.backends.work import (
     WorkerRecord,
     WorkItem,
     WorkStatus,
+    check_status,
     checked_lease,
     checked_limit,
     checked_name,
@@ -30,7 +31,7 @@ from flat.backends.work import (
     encode,
     error_text,
     expired,
-    log,
+    log_poisoned,
     passes,
     refuse_foreign,
     registration_of,
@@ -231,6 +232,7 @@ class MemoryWorkPool:
     async def items(
         self, *, status: WorkStatus | None = None, limit: int | None = None
     ) -> Sequence[WorkItem]:
+        check_status(status)
         with self._lock:
             self._sweep(self._backend.clock())
             found = [job for job in self.jobs.values() if status in (None, job.status)]
@@ -280,13 +282,7 @@ class MemoryWorkPool:
             self._put_back(job)
         else:
             job.status, job.claimed_at, job.error = "poisoned", None, why or job.error
-            log.warning(
-                "job %s of pool %s is poisoned after %d attempts: %s",
-                job.num,
-                self.name,
-                job.attempts,
-                job.error,
-            )
+            log_poisoned(self.name, str(job.num), job.attempts, job.error)
         return job.status
 
     def _sweep(self, now: float) -> None:

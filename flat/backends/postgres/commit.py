@@ -22,8 +22,9 @@ import orjson
 from anyio.lowlevel import checkpoint
 
 from flat.backends.checks import CANCELLED, is_plain
+from flat.backends.postgres.answers import GRACE, Answer, Rows
 from flat.backends.postgres.names import Document, escape, key
-from flat.backends.postgres.pool import GRACE, Answer, Database, Rows
+from flat.backends.postgres.pool import Database
 from flat.backends.protocols import Birth, Commit, Head, Owner, Signal
 from flat.errors import BackendError, NotStorable, SignalGone, StaleSnapshot
 

@@ -25,8 +25,8 @@ from psycopg.types.array import ListBinaryDumper
 from psycopg.types.numeric import Int8BinaryDumper
 from psycopg.waiting import Ready, Wait
 
+from flat.backends.postgres.answers import GRACE, Answer, Lost, Refused, Rows
 from flat.backends.postgres.names import Document, escape, unescape, utf8
-from flat.backends.postgres.pool import GRACE, Answer, Lost, Refused, Rows
 
 RV = TypeVar("RV")
 

@@ -16,8 +16,9 @@ from __future__ import annotations
 from typing import Any
 
 from flat.backends.locks import TTL, LeaseLock, LockLease
+from flat.backends.postgres.answers import Rows
 from flat.backends.postgres.names import key as looked_up_by
-from flat.backends.postgres.pool import Database, Rows
+from flat.backends.postgres.pool import Database
 from flat.backends.postgres.schema import Part, open_database
 from flat.backends.postgres.url import Address
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio.lowlevel import RunVar
 
+from flat.backends.postgres.answers import Answer, Lost, Refused, Rows, Unreachable
 from flat.errors import BackendError
 
 if TYPE_CHECKING:
@@ -27,45 +28,11 @@ if TYPE_CHECKING:
 
     from flat.backends.postgres.link import Link
 
-Rows = list[tuple[Any, ...]]
-
 CONNECTIONS = 8
 """Statements under way at once, for each event loop."""
-GRACE = 2.0
-"""Seconds that a statement under way has to finish when its task is cancelled."""
 
 AGAIN = frozenset(("40001", "40P01", "57P01", "57P02", "57P03", "25006"))
 """SQLSTATEs after which the same statement may well succeed: conflicts, and a server that goes down or comes up."""
-
-
-class Unreachable(BackendError):
-    """The database cannot be reached, or its answer was lost: what was asked for may have been done or not."""
-
-
-class Refused(Exception):
-    """The server answered with an error; nothing was done."""
-
-    def __init__(self, code: str, message: str) -> None:
-        self.code = code
-        super().__init__(message)
-
-
-class Lost(Exception):
-    """The connection broke, and nobody knows what became of the statement."""
-
-
-class Answer:
-    """Rows that a statement gave, even if its task was cancelled while it waited for them."""
-
-    __slots__ = ("repeated", "rows", "sent")
-
-    def __init__(self) -> None:
-        self.rows: Rows | None = None
-        self.sent = False
-        """Whether the statement may have been executed by the last attempt."""
-        self.repeated = False
-        """True when the statement may have been executed before the time that gave the rows."""
-
 
 Setup = Callable[["Link"], Awaitable[None]]
 
@@ -104,6 +71,7 @@ class Database:
         fewer statements are under way: whoever asks for one thing at a time need not.
         """
         deadline, pause = anyio.current_time() + self.timeout, 0.01
+        heard: Exception = TimeoutError()  # the last that was said, which is more than that time is up
         while True:
             failure: Exception = TimeoutError()
             answer.sent = False
@@ -116,13 +84,13 @@ class Database:
                         await self._once(answer, statement, values, deadline)
                         return
             except (Refused, Lost) as error:
-                failure = error
+                failure = heard = error
             is_late = anyio.current_time() + pause > deadline
             if isinstance(failure, Refused):
                 if is_late or failure.code not in AGAIN:
                     raise self._explain(failure, doing) from failure
             elif is_late or (answer.sent and not again):
-                raise self._unreachable(doing, failure, answer.sent) from failure
+                raise self._unreachable(doing, heard, answer.sent) from heard
             else:
                 answer.repeated = answer.repeated or answer.sent
             await anyio.sleep(pause)

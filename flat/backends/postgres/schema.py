@@ -18,7 +18,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from flat.backends.postgres.pool import Database, Refused
+from flat.backends.postgres.answers import Refused
+from flat.backends.postgres.pool import Database
 from flat.backends.postgres.signals import SCHEMA as SIGNALS
 from flat.backends.postgres.url import Address
 from flat.errors import BackendError

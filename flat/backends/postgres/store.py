@@ -28,9 +28,9 @@ from anyio.lowlevel import RunVar, checkpoint
 
 from flat.backends.checks import check_birth, check_commit, check_signal, check_text, readable
 from flat.backends.liveness import describe, may_take_over
+from flat.backends.postgres.answers import Answer, Rows
 from flat.backends.postgres.commit import RELEASE, Lane, Send, Start, Step, Take, birth_facts, new_stamp
 from flat.backends.postgres.names import key, maybe_key
-from flat.backends.postgres.pool import Answer, Rows
 from flat.backends.postgres.schema import STORE, open_database
 from flat.backends.postgres.signals import (
     BURY,
@@ -47,6 +47,7 @@ from flat.backends.postgres.signals import (
 from flat.backends.postgres.trigger import listening, wake
 from flat.backends.postgres.url import Address
 from flat.backends.protocols import Birth, Commit, DeadSignal, Execution, Lease, Owner, Signal, Stored
+from flat.backends.rows import execution_of
 from flat.backends.sweeping import Kind
 from flat.backends.triggers import Woken
 from flat.errors import ExecutionBusy, ExecutionNotFound
@@ -96,12 +97,14 @@ DROP = """
 DELETE FROM kept WHERE kind = $1 AND key IN (SELECT decode(k, 'hex') FROM unnest(string_to_array($2, ',')) AS k)
 """
 DROPPED_AT_ONCE = 1000
+"""Blobs or configs that one statement removes."""
 KEEP = "INSERT INTO kept VALUES ('c', $1, $2) ON CONFLICT DO NOTHING"
 FETCH = "SELECT body FROM kept WHERE kind = $1 AND key = $2"
 
 PAGE = 256
 """Executions that `find` reads at a time."""
 FORGET_OWNERS_AFTER = 86_400.0
+"""Seconds since the last lease of an owner ended."""
 
 
 class PostgresStore:
@@ -378,18 +381,4 @@ class PostgresStore:
 
 
 def _execution(row: Sequence[Any]) -> Execution:
-    return Execution(
-        execution_id=row[0],
-        name=row[1],
-        kind=row[2],
-        program=row[3],
-        status=row[4],
-        seq=row[5],
-        created_at=row[6],
-        updated_at=row[7],
-        parent=row[8],
-        wake_at=row[9],
-        channels=tuple(row[10]),
-        owner=row[11],
-        token=row[12],
-    )
+    return execution_of(row, tuple(row[10]))

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from flat.backends.postgres.pool import Database, Lost, Refused
+from flat.backends.postgres.answers import Lost, Refused
+from flat.backends.postgres.pool import Database
 from flat.backends.postgres.schema import STORE, client, open_database, quoted
 from flat.backends.postgres.url import Address
 from flat.backends.triggers import Woken
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("flat")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 2.0
+"""Seconds before a listener opens another connection: at first, and at most."""
 
 
 class PostgresTrigger:

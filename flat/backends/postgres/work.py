@@ -19,11 +19,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-import orjson
-
+from flat.backends.postgres.answers import Answer, Unreachable
 from flat.backends.postgres.commit import new_stamp
 from flat.backends.postgres.names import key, maybe_key
-from flat.backends.postgres.pool import Answer, Unreachable
 from flat.backends.postgres.url import Address
 from flat.backends.postgres.work_tables import URL, DatabaseBackend
 from flat.backends.work import (
@@ -34,6 +32,7 @@ from flat.backends.work import (
     Clock,
     WorkItem,
     WorkStatus,
+    check_status,
     checked_lease,
     checked_limit,
     checked_name,
@@ -41,11 +40,12 @@ from flat.backends.work import (
     checked_worker,
     encode,
     error_text,
-    log,
+    item_of,
+    log_poisoned,
     not_held,
     number_in,
 )
-from flat.errors import UnknownName, WorkItemNotFound, WorkNotHeld
+from flat.errors import WorkItemNotFound, WorkNotHeld
 
 NAME_POOL = """
 WITH made AS (INSERT INTO work_pools (key, name) VALUES ($1, $2) ON CONFLICT (key) DO NOTHING RETURNING num)
@@ -212,11 +212,11 @@ class PostgresWorkPool:
                     answer, "claiming a job", CLAIM_ONE, values[:-1], again=False
                 )
             if answer.rows:
-                return [_item(answer.rows[0])]
+                return [item_of(answer.rows[0])]
         while True:
             rows = await self._rows("claiming jobs", CLAIM, *values)
             if not rows[0][0]:
-                return [_item(row[1:]) for row in rows if row[1] is not None]
+                return [item_of(row[1:]) for row in rows if row[1] is not None]
             await self._sweep(now)
 
     async def renew(self, item_id: str, worker_id: str, *, lease: float) -> bool:
@@ -283,7 +283,7 @@ class PostgresWorkPool:
             raise not_held(item_id, STATUSES[status], holder, worker_id)
         status, attempts = answer.rows[0]
         if status == POISONED:
-            self._say_poisoned(item_id, attempts, text)
+            log_poisoned(self.name, item_id, attempts, text)
         return STATUSES[status]
 
     async def release_by_worker(self, worker_id: str) -> int:
@@ -302,20 +302,19 @@ class PostgresWorkPool:
         await self._sweep(self._backend.clock())
         query = f"SELECT {COLUMNS} FROM work_jobs WHERE num = $2 AND pool = $1"
         rows = await self._rows("reading a job", query, await self._number(), number_in(item_id))
-        return _item(rows[0]) if rows else None
+        return item_of(rows[0]) if rows else None
 
     async def items(
         self, *, status: WorkStatus | None = None, limit: int | None = None
     ) -> Sequence[WorkItem]:
-        if status is not None and status not in STATUSES:
-            raise UnknownName("status of jobs", status, STATUSES)
+        check_status(status)
         await self._sweep(self._backend.clock())
         # A status in the text of the query is what lets the server use the partial index of that status.
         condition = "" if status is None else f" AND status = {STATUSES.index(status)}"
         if status in ("done", "poisoned"):
             condition += " AND status > 1"
         query = f"SELECT {COLUMNS} FROM work_jobs WHERE pool = $1{condition} ORDER BY num LIMIT $2"
-        return [_item(row) for row in await self._rows("listing jobs", query, await self._number(), limit)]
+        return [item_of(row) for row in await self._rows("listing jobs", query, await self._number(), limit)]
 
     async def retry(self, item_id: str) -> None:
         query = "UPDATE work_jobs SET status = 0, attempts = 0 WHERE num = $2 AND pool = $1 AND status = 3 RETURNING 1"
@@ -354,17 +353,4 @@ class PostgresWorkPool:
             "ending leases", SWEEP, await self._number(), now
         ):
             if status == POISONED:
-                self._say_poisoned(str(num), attempts, error)
-
-    def _say_poisoned(self, item_id: str, attempts: int, error: str | None) -> None:
-        log.warning(
-            "job %s of pool %s is poisoned after %d attempts: %s", item_id, self.name, attempts, error
-        )
-
-
-def _item(row: Sequence[Any]) -> WorkItem:
-    return WorkItem(
-        id=str(row[0]), data=orjson.loads(row[1]), status=STATUSES[row[2]], claimed_by=row[3], attempts=row[4],
-        max_retries=row[5], created_at=row[6], claimed_at=row[7], lease_until=row[8], error=row[9],
-        result=None if row[10] is None else orjson.loads(row[10]),
-    )  # fmt: skip
+                log_poisoned(self.name, str(num), attempts, error)

@@ -9,7 +9,7 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
-from flat.backends.postgres.pool import Rows
+from flat.backends.postgres.answers import Rows
 from flat.backends.postgres.schema import Part, open_database
 from flat.backends.postgres.url import Address
 from flat.backends.work import Clock

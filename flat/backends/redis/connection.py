@@ -1,4 +1,4 @@
-"""How the Redis backends talk to their server: an address, a connection, and calls that share round trips.
+"""How the Redis backends talk to their server: a connection, and calls that share round trips.
 
 **No task and no event loop owns a connection.** A store is opened without awaiting anything, is used by any task, and
 may see several event loops in its life. So the socket is a plain one, read when the event loop says that it is
@@ -54,7 +54,9 @@ except ModuleNotFoundError as error:
 FORMAT = b"1"
 """What is written under `<prefix>:format`; another number is another version of flat."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
+"""Seconds before a call is made again: at first, and at most."""
 CHUNK = 262_144
+"""Bytes that are read from the socket at a time."""
 AT_ONCE = 0.001
 """Seconds for which the event loop is kept waiting for a reply. A server nearby answers within them, and a turn of the
 event loop would cost as much again; after one that does not, the event loop turns for the next `FAR` messages."""

@@ -16,7 +16,7 @@ import anyio
 from flat.backends.checks import check_text
 from flat.backends.redis.address import Address
 from flat.backends.redis.connection import Client, Script
-from flat.backends.redis.lua import BASE, ONCE
+from flat.backends.redis.lua import ANSWERED, BASE
 from flat.backends.redis.trigger import RedisTrigger
 
 PUT = Script(
@@ -31,10 +31,8 @@ return 'ok'
 GET = Script(BASE + "return call('GET', p..'res:'..sha(take()))", writes=False)
 DISCARD = Script(
     BASE
-    + ONCE
+    + ANSWERED
     + """
-local kept = answered()
-if kept then return kept end
 return answer(string.format('%d', call('DEL', p..'res:'..sha(take()))))
 """
 )

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from flat.backends.redis.connection import Script
-from flat.backends.redis.lua import BASE, ONCE, SIGNALS
+from flat.backends.redis.lua import ANSWERED, BASE, SIGNALS
 
 SEND = Script(
     BASE
-    + ONCE
+    + ANSWERED
     + SIGNALS
     + """
-local kept = answered()
-if kept then return kept end
 return answer(send(take(), take(), take(), take(), take()) and '1' or '0')
 """
 )
@@ -49,11 +47,9 @@ return rows
 
 FAN_OUT = Script(
     BASE
-    + ONCE
+    + ANSWERED
     + SIGNALS
     + """
-local kept = answered()
-if kept then return kept end
 local id, count = take(), tonumber(take())
 local one = found(id)
 if not one or count == 0 or one.to then return answer('0') end
@@ -72,11 +68,9 @@ return answer('1')
 
 TAKE = Script(
     BASE
-    + ONCE
+    + ANSWERED
     + SIGNALS
     + """
-local kept = answered()
-if kept then return kept end
 local id = take()
 local one = found(id)
 if one then spend(id, one) end
@@ -86,11 +80,9 @@ return answer(one and '1' or '0')
 
 BURY = Script(
     BASE
-    + ONCE
+    + ANSWERED
     + SIGNALS
     + """
-local kept = answered()
-if kept then return kept end
 local id, reason, now = take(), take(), take()
 local one = found(id)
 if not one then return answer('0') end
@@ -103,11 +95,9 @@ return answer('1')
 
 REVIVE = Script(
     BASE
-    + ONCE
+    + ANSWERED
     + SIGNALS
     + """
-local kept = answered()
-if kept then return kept end
 local id = take()
 local num = call('HGET', p..'sids', id)
 if not num or num == '' or call('HEXISTS', p..'g:'..num, 'died') == 0 then return answer('0') end

@@ -43,8 +43,9 @@ from flat.backends.checks import (
 )
 from flat.backends.liveness import describe, is_gone
 from flat.backends.protocols import Birth, Commit, DeadSignal, Execution, Lease, Owner, Signal, Stored
-from flat.backends.redis import lua as lua
+from flat.backends.redis import reading_lua as reading
 from flat.backends.redis import signals_lua as letters
+from flat.backends.redis import writing_lua as writing
 from flat.backends.redis.address import Address
 from flat.backends.redis.connection import Client, Script, Word
 from flat.backends.redis.trigger import RedisTrigger
@@ -100,10 +101,10 @@ class RedisStore:
             "+" if commit.base else "-", commit.body,
         )  # fmt: skip
         if is_plain(commit):
-            found = await self._client.run("storing a commit", lua.APPEND, *body)
+            found = await self._client.run("storing a commit", writing.APPEND, *body)
         else:
             check_commit(commit)
-            found = await self._client.run("storing a commit", lua.COMMIT, *body, *_rest(commit))
+            found = await self._client.run("storing a commit", writing.COMMIT, *body, *_rest(commit))
         if found == b"gone":
             raise SignalGone(lease.execution_id)
         if found != b"stored":
@@ -113,13 +114,13 @@ class RedisStore:
 
     async def create(self, birth: Birth) -> bool:
         check_birth(birth)
-        return await self._tell("creating an execution", lua.CREATE, *_birth(birth))
+        return await self._tell("creating an execution", writing.CREATE, *_birth(birth))
 
     async def begin(self, birth: Birth, owner: Owner, *, now: float, ttl: float) -> Lease | None:
         check_birth(birth)
         execution_id = birth.execution.execution_id
         token = await self._own(
-            "starting an execution", execution_id, lua.BEGIN, *_heard_of(owner, now, ttl), *_birth(birth)
+            "starting an execution", execution_id, writing.BEGIN, *_heard_of(owner, now, ttl), *_birth(birth)
         )
         if token == b"":
             return None
@@ -128,7 +129,7 @@ class RedisStore:
     async def acquire(self, execution_id: str, owner: Owner, *, now: float, ttl: float) -> Lease:
         key, me, gone = _text("execution_id", execution_id), _heard_of(owner, now, ttl), b""
         while True:
-            found = await self._own("acquiring an execution", execution_id, lua.ACQUIRE, key, *me, gone)
+            found = await self._own("acquiring an execution", execution_id, writing.ACQUIRE, key, *me, gone)
             if found[0] == b"missing":
                 raise ExecutionNotFound(execution_id)
             if found[0] == b"yours":
@@ -148,15 +149,15 @@ class RedisStore:
         except BaseException as error:
             if not isinstance(error, BackendError):
                 with anyio.move_on_after(self.address.timeout, shield=True), suppress(BackendError):
-                    await self._client.run("undoing it", lua.UNDO, execution_id, b".".join(number))
+                    await self._client.run("undoing it", writing.UNDO, execution_id, b".".join(number))
             raise
 
     async def heartbeat(self, owner: Owner, *, now: float, ttl: float) -> None:
-        await self._client.run("sending a heartbeat", lua.BEAT, *_heard_of(owner, now, ttl))
+        await self._client.run("sending a heartbeat", writing.BEAT, *_heard_of(owner, now, ttl))
 
     async def abandoned(self, execution_id: str, *, now: float) -> bool:
         key = _text("execution_id", execution_id)
-        found = await self._client.run("looking for an owner", lua.HOLDER, key)
+        found = await self._client.run("looking for an owner", reading.HOLDER, key)
         if not found:
             return False
         if found[1] is None:
@@ -166,30 +167,30 @@ class RedisStore:
 
     async def release(self, lease: Lease) -> None:
         key = _text("execution_id", lease.execution_id)
-        await self._client.run("releasing an execution", lua.RELEASE, key, lease.token)
+        await self._client.run("releasing an execution", writing.RELEASE, key, lease.token)
 
     async def request_cancel(self, execution_id: str) -> bool:
         key = _text("execution_id", execution_id)
-        return await self._tell("requesting a cancellation", lua.REQUEST_CANCEL, key)
+        return await self._tell("requesting a cancellation", writing.REQUEST_CANCEL, key)
 
     async def cancel_requested(self, owner: str) -> Sequence[str]:
         found = await self._client.run(
-            "looking for cancellations", lua.CANCEL_REQUESTED, _text("owner", owner)
+            "looking for cancellations", reading.CANCEL_REQUESTED, _text("owner", owner)
         )
         return [name.decode() for name in found if name is not None]
 
     async def delete(self, execution_id: str) -> bool:
-        return await self._tell("deleting an execution", lua.DELETE, _text("execution_id", execution_id))
+        return await self._tell("deleting an execution", writing.DELETE, _text("execution_id", execution_id))
 
     # Reading
 
     async def get(self, execution_id: str) -> Execution | None:
-        row = await self._client.run("reading an execution", lua.GET, _text("execution_id", execution_id))
+        row = await self._client.run("reading an execution", reading.GET, _text("execution_id", execution_id))
         return _execution(row) if row else None
 
     async def load(self, execution_id: str, *, at: int | None = None) -> Stored | None:
         key = _text("execution_id", execution_id)
-        found = await self._client.run("loading an execution", lua.LOAD, key, at)
+        found = await self._client.run("loading an execution", reading.LOAD, key, at)
         if not found:
             return None
         row, start, wanted, entries, log = found
@@ -202,7 +203,7 @@ class RedisStore:
 
     async def bodies(self, execution_id: str) -> Sequence[tuple[int, bool, bytes]]:
         key = _text("execution_id", execution_id)
-        entries = await self._client.run("reading an execution", lua.BODIES, key)
+        entries = await self._client.run("reading an execution", reading.BODIES, key)
         return [(seq, entry.startswith(b"+"), entry.partition(b":")[2]) for seq, entry in enumerate(entries)]
 
     async def find(
@@ -213,7 +214,7 @@ class RedisStore:
         below, left = b"+inf", limit
         while left is None or left > 0:
             page = PAGE if left is None else min(PAGE, left)
-            below, rows = await self._client.run("finding executions", lua.FIND, *conditions, below, page)
+            below, rows = await self._client.run("finding executions", reading.FIND, *conditions, below, page)
             for row in rows:
                 yield _execution(row)
             if below == b"":
@@ -222,7 +223,7 @@ class RedisStore:
 
     async def ready(self, *, now: float, limit: int | None = None) -> Sequence[Execution]:
         most = -1 if limit is None else limit
-        rows = await self._client.run("looking for who is ready", lua.READY, now, most)
+        rows = await self._client.run("looking for who is ready", reading.READY, now, most)
         return [_execution(row) for row in rows]
 
     # Signals

@@ -28,6 +28,7 @@ from flat.backends.work import (
     WorkerRecord,
     WorkItem,
     WorkStatus,
+    check_status,
     checked_lease,
     checked_limit,
     checked_name,
@@ -35,17 +36,18 @@ from flat.backends.work import (
     checked_worker,
     encode,
     error_text,
-    log,
+    log_poisoned,
     not_held,
     number_in,
     passes,
     registration_of,
 )
-from flat.errors import UnknownName, WorkerNotFound, WorkItemNotFound, WorkNotHeld
+from flat.errors import WorkerNotFound, WorkItemNotFound, WorkNotHeld
 
 META = "m:"
 """Before the name of a worker's fact in its hash, so that it meets no field of ours."""
 LUA_DIGITS = 15
+"""Of the largest number of a job: a number in Lua holds no more without loss."""
 
 
 class _Backend:
@@ -99,10 +101,7 @@ class RedisWorkPool:
         """Run a script that ends leases first, and log what that poisoned."""
         result, poisoned, *more = await self._run(doing, script, *values)
         for num, attempts, error in poisoned:
-            log.warning(
-                "job %s of pool %s is poisoned after %s attempts: %s",
-                num.decode(), self.name, attempts.decode(), error.decode(),
-            )  # fmt: skip
+            log_poisoned(self.name, num.decode(), int(attempts), error.decode())
         return (result, *more) if more else result
 
     # -- in and out ---------------------------------------------------------------------------
@@ -196,8 +195,7 @@ class RedisWorkPool:
     async def items(
         self, *, status: WorkStatus | None = None, limit: int | None = None
     ) -> Sequence[WorkItem]:
-        if status is not None and status not in STATUSES:
-            raise UnknownName("status of jobs", status, STATUSES)
+        check_status(status)
         most = -1 if limit is None else limit
         rows = await self._sweeping("listing jobs", lua.ITEMS, self._backend.clock(), status, most)
         return [_item(row) for row in rows]

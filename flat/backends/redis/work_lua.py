@@ -12,7 +12,7 @@ answers with what it poisoned on its way, for the log.
 from __future__ import annotations
 
 from flat.backends.redis.connection import Script
-from flat.backends.redis.lua import BASE, ONCE
+from flat.backends.redis.lua import ANSWERED, BASE, ONCE
 
 FIELDS = (
     "'num', 'data', 'status', 'worker', 'attempts', 'max', 'created', 'claimed', 'until', 'error', 'result'"
@@ -67,11 +67,9 @@ end
 
 PUSH = Script(
     BASE
-    + ONCE
+    + ANSWERED
     + POOL
     + """
-local kept = answered()
-if kept then return kept end
 local now, retries, count = take(), take(), tonumber(take())
 if not pool then
   pool = string.format('%d', call('HLEN', p..'pools') + 1)
@@ -215,11 +213,9 @@ return {answer(again_or_poisoned(num, status)), poisoned}
 
 RELEASE_WORKER = Script(
     BASE
-    + ONCE
+    + ANSWERED
     + POOL
     + """
-local kept = answered()
-if kept then return kept end
 if not pool then return '0' end
 local worker, freed = take(), 0
 -- Rare, and so what looks at every claimed job; a set for each worker would cost something at every job.
@@ -279,11 +275,9 @@ return {{rows, poisoned}}
 
 RETRY = Script(
     BASE
-    + ONCE
+    + ANSWERED
     + POOL
     + """
-local kept = answered()
-if kept then return kept end
 local num = take()
 if not known(num) then return '' end
 local status = call('HGET', p..'j:'..num, 'status')

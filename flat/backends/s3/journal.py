@@ -48,6 +48,7 @@ AHEAD = 16
 RECENT = 5.0
 """Seconds after which others are taken to have written much, so that entries are looked for before a write too."""
 LONGEST_PAUSE = 1.0
+"""Seconds before a lost race for the next entry is run again, at most."""
 CACHE_BYTES = 16_000_000
 """Entries that are kept in memory, the newest: what is read is most often new."""
 FORMAT = b"1"

@@ -47,6 +47,7 @@ from flat.backends.protocols import (
     Signal,
     Stored,
 )
+from flat.backends.rows import execution_of
 from flat.backends.sqlite.commit import KEEP, Transaction, keys, unpack_channels
 from flat.backends.sqlite.group import HOLDER, Group, Return, Start, Step, Take
 from flat.backends.sqlite.schema import Synchronous, explain, open_database
@@ -372,18 +373,4 @@ def _search(source: str, key: str, *conditions: str) -> str:
 
 
 def _execution(row: Sequence[Any]) -> Execution:
-    return Execution(
-        execution_id=row[0],
-        name=row[1],
-        kind=row[2],
-        program=row[3],
-        status=row[4],
-        seq=row[5],
-        created_at=row[6],
-        updated_at=row[7],
-        parent=row[8],
-        wake_at=row[9],
-        channels=unpack_channels(row[10]),
-        owner=row[11],
-        token=row[12],
-    )
+    return execution_of(row, unpack_channels(row[10]))

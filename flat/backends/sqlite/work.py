@@ -34,6 +34,7 @@ from flat.backends.work import (
     WorkerRecord,
     WorkItem,
     WorkStatus,
+    check_status,
     checked_lease,
     checked_limit,
     checked_name,
@@ -42,13 +43,14 @@ from flat.backends.work import (
     encode,
     error_text,
     expired,
-    log,
+    item_of,
+    log_poisoned,
     not_held,
     number_in,
     registration_of,
     statuses,
 )
-from flat.errors import UnknownName, WorkerNotFound, WorkItemNotFound, WorkNotHeld
+from flat.errors import WorkerNotFound, WorkItemNotFound, WorkNotHeld
 
 COLUMNS = (
     "num, data, status, worker, attempts, max_retries, created_at, claimed_at, lease_until, error, result"
@@ -163,7 +165,7 @@ class SQLiteWorkPool:
         if key is not None:
             values = (self._number, checked_name("key", key), worker_id)
             if held := self._file.rows("claiming a job", CLAIMED_WITH, values):
-                return _item(held[0])
+                return item_of(held[0])
         until = None if seconds is None else now + seconds
         rows = self._file.rows("claiming a job", CLAIM, (worker_id, now, until, key, self._number))
         if not rows:
@@ -184,7 +186,7 @@ class SQLiteWorkPool:
         until = None if seconds is None else now + seconds
         values = (worker_id, now, until, self._number, checked_limit(limit))
         # SQLite promises no order of what it returns.
-        return [_item(row) for row in sorted(self._file.rows("claiming jobs", CLAIM_MANY, values))]
+        return [item_of(row) for row in sorted(self._file.rows("claiming jobs", CLAIM_MANY, values))]
 
     async def renew(self, item_id: str, worker_id: str, *, lease: float) -> bool:
         seconds, now = checked_lease(lease), self._backend.clock()
@@ -239,7 +241,7 @@ class SQLiteWorkPool:
             raise not_held(item_id, STATUSES[found], holder, worker_id)
         status, attempts = rows[0]
         if status == POISONED:
-            self._say_poisoned(item_id, attempts, values[3])
+            log_poisoned(self.name, item_id, attempts, values[3])
         return STATUSES[int(status)]
 
     async def release_by_worker(self, worker_id: str) -> int:
@@ -258,13 +260,12 @@ class SQLiteWorkPool:
         self._sweep(self._backend.clock())
         query = f"SELECT {COLUMNS} FROM work_jobs WHERE num = ? AND pool = ?"
         rows = self._file.rows("reading a job", query, (number_in(item_id), self._number))
-        return _item(rows[0]) if rows else None
+        return item_of(rows[0]) if rows else None
 
     async def items(
         self, *, status: WorkStatus | None = None, limit: int | None = None
     ) -> Sequence[WorkItem]:
-        if status is not None and status not in STATUSES:
-            raise UnknownName("status of jobs", status, STATUSES)
+        check_status(status)
         self._sweep(self._backend.clock())
         # A status in the text of the query is what lets SQLite use the partial index of that status.
         condition = "" if status is None else f" AND status = {STATUSES.index(status)}"
@@ -272,7 +273,7 @@ class SQLiteWorkPool:
             condition += " AND status > 1"
         query = f"SELECT {COLUMNS} FROM work_jobs WHERE pool = ?{condition} ORDER BY num LIMIT ?"
         values = (self._number, -1 if limit is None else limit)
-        return [_item(row) for row in self._file.rows("listing jobs", query, values)]
+        return [item_of(row) for row in self._file.rows("listing jobs", query, values)]
 
     async def retry(self, item_id: str) -> None:
         query = "UPDATE work_jobs SET status = 0, attempts = 0 WHERE num = ? AND pool = ? AND status = 3"
@@ -318,20 +319,7 @@ class SQLiteWorkPool:
                 self._file.execute(update, (status, error, num))
         for num, worker, attempts, spent in ended:
             if spent:
-                self._say_poisoned(str(num), attempts, expired(worker, attempts))
-
-    def _say_poisoned(self, item_id: str, attempts: int, error: str | None) -> None:
-        log.warning(
-            "job %s of pool %s is poisoned after %d attempts: %s", item_id, self.name, attempts, error
-        )
-
-
-def _item(row: Sequence[Any]) -> WorkItem:
-    return WorkItem(
-        id=str(row[0]), data=orjson.loads(row[1]), status=STATUSES[row[2]], claimed_by=row[3], attempts=row[4],
-        max_retries=row[5], created_at=row[6], claimed_at=row[7], lease_until=row[8], error=row[9],
-        result=None if row[10] is None else orjson.loads(row[10]),
-    )  # fmt: skip
+                log_poisoned(self.name, str(num), attempts, expired(worker, attempts))
 
 
 class SQLiteRegistrationBackend(FileBackend):
